@@ -1,0 +1,533 @@
+"""data.py: decoding by stated rules, A2D trees, CSVs, order, batches; bad input by its line."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import demo
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def picture(path, size=(6, 4), colour=(10, 20, 30), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **options)
+    return path
+
+
+def problems(call, *args, **kwargs):
+    with pytest.raises(data.DataError) as caught:
+        call(*args, **kwargs)
+    return caught.value.problems
+
+
+# ----------------------------------------------------------------------------------- the 43 classes
+
+
+def test_the_43_ids_names_and_colours():
+    """Against the table of the data set's colour map, transcribed from the course's loader."""
+    with open(GOLDEN / "a2d_classes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == data.CLASSES
+    for row in rows:
+        colour = np.uint8([[[int(row["red"]), int(row["green"]), int(row["blue"])]]])
+        buffer = io.BytesIO()
+        Image.fromarray(colour).save(buffer, "PNG")
+        label_map, unknown = data.read_label_map(io.BytesIO(buffer.getvalue()))
+        assert label_map.tolist() == [[int(row["index"])]] and unknown == 0
+        assert demo.PALETTE[int(row["id"])][0] == row["name"]
+
+
+# ------------------------------------------------------------------------------------ decoding
+
+INKS = {"red": (254, 0, 0), "cyan": (0, 255, 255)}
+
+
+def test_decode_rgb_is_exact_and_not_bgr(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(data.decode(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize(
+    "mode, value, expected",
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (100, 0), (255, 255, 255)),  # transparent: white, not its hidden grey
+        ("RGBA", (200, 0, 0, 255), (200, 0, 0)),
+        ("RGBA", (200, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),  # 255 (1 - 51/255)
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 0x1234, (0x12, 0x12, 0x12)),  # Pillow's own conversion saturates to 255
+        ("I", 0x4321, (0x43, 0x43, 0x43)),
+    ],
+)
+def test_decode_modes(tmp_path, mode, value, expected):
+    path = picture(tmp_path / ("a.tif" if mode == "I" else "a.png"), mode=mode, colour=value)
+    assert data.decode(path).shape == (4, 6, 3)
+    assert (data.decode(path) == expected).all()
+
+
+def test_decode_palette_with_transparency(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([254, 0, 0, 0, 255, 255] + [0] * 762)
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.png", transparency=1)
+    assert data.decode(tmp_path / "a.png").tolist() == [[[254, 0, 0], [255, 255, 255]]]
+
+
+def test_decode_cmyk(tmp_path):
+    path = picture(tmp_path / "a.jpg", (16, 16), (0, 255, 255, 0), "CMYK", quality=95)
+    # red up to JPEG's rounding; an inverted reading would be cyan
+    assert np.abs(data.decode(path).astype(int) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_applies_exif_rotation(tmp_path, orientation):
+    upright = np.zeros((4, 6, 3), np.uint8)
+    upright[0, 0], upright[0, -1], upright[-1, 0] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    # EXIF 2.3, tag 274: the upright picture's side that the stored first row and first column are
+    stored = {
+        1: upright,  # top, left
+        2: upright[:, ::-1],  # top, right
+        3: upright[::-1, ::-1],  # bottom, right
+        4: upright[::-1],  # bottom, left
+        5: upright.transpose(1, 0, 2),  # left, top
+        6: upright.transpose(1, 0, 2)[::-1],  # right, top
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],  # right, bottom
+        8: upright.transpose(1, 0, 2)[:, ::-1],  # left, bottom
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(data.decode(tmp_path / "a.png"), upright)
+
+
+def png_header(width, height):
+    """A PNG that is nothing but a header: what a bomb shows before it is decoded."""
+
+    def chunk(kind, body):
+        crc = zlib.crc32(kind + body).to_bytes(4, "big")
+        return len(body).to_bytes(4, "big") + kind + body + crc
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
+
+
+def broken_images(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "whole.jpg").unlink()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "page.jpg").write_text("<!DOCTYPE html><html>404</html>")
+    (folder / "bomb.png").write_bytes(png_header(10_000, 5_001))
+    (folder / "bigger.png").write_bytes(
+        png_header(14_000, 14_000)
+    )  # Pillow itself refuses this one
+    damaged = bytearray((picture(folder / "d.png", (64, 64))).read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (folder / "d.png").write_bytes(damaged)
+    Image.new("F", (3, 3)).save(folder / "float.tif")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_broken_image_is_listed_in_one_message(tmp_path):
+    names = broken_images(tmp_path / "images")
+    found = problems(data.ImageFolder, tmp_path / "images")
+    assert len(found) == len(names) == 8
+    for name, problem in zip(names, found, strict=True):
+        assert name in problem and "\n" not in problem
+    text = dict(zip(names, found, strict=True))
+    assert "10000 x 5001 pixels" in text["bomb.png"]
+    assert "not an image" in text["page.jpg"]
+
+
+def test_size_limit_is_inclusive(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MAX_PIXELS", 24)
+    assert data.decode(picture(tmp_path / "a.png", (6, 4))).shape == (4, 6, 3)
+    with pytest.raises(data.DataError, match="25 x 1 pixels"):
+        data.decode(picture(tmp_path / "b.png", (25, 1)))
+
+
+# ------------------------------------------------------------------------------------ A2D
+
+
+def write_a2d(root, frames, lists=None, kinds=("col",), size=(9, 8)):
+    """frames: {"<video>/<frame>": (official split, [ids])}; each id fills a column of the map."""
+    ids = sorted(demo.PALETTE)
+    rows = {}
+    for name, (split, present) in frames.items():
+        video, frame = name.split("/")
+        rows[video] = f"{video},{present[0] if present else 11},00:00:00,00:00:06,8,9,6,1,{split}"
+        picture(root / "pngs320H" / f"{name}.png", size)
+        label_ids = np.zeros((size[1], size[0]), int)
+        label_ids[:, 1 : 1 + len(present)] = present
+        if "col" in kinds:
+            colours = np.zeros((size[1], size[0], 3), np.uint8)
+            for x, i in enumerate(present, 1):
+                colours[:, x] = demo.PALETTE[i][1] if i in ids else (1, 2, 3)
+            (root / "Annotations/col" / video).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(colours).save(root / "Annotations/col" / f"{name}.png")
+        if "mat" in kinds:
+            h5py = pytest.importorskip("h5py")
+            (root / "Annotations/mat" / video).mkdir(parents=True, exist_ok=True)
+            with h5py.File(
+                root / "Annotations/mat" / f"{name}.mat", "w", userblock_size=512
+            ) as file:
+                file["reS_id"] = label_ids.T.astype(float)  # MATLAB is column-major, ids are floats
+    (root / "videoset.csv").write_text("\n".join(rows.values()) + "\n")
+    for split, names in (lists or {}).items():
+        (root / "list").mkdir(exist_ok=True)
+        (root / "list" / f"{split}.txt").write_text(
+            "\n".join(names)
+        )  # the last line has no newline
+    return root
+
+
+FRAMES = {
+    "-h5fAKYurM/00015": (0, [11, 79]),
+    "abc/00001": (0, [35]),
+    "def/00030": (1, [19, 78, 11]),
+}
+
+
+def indices(*ids):
+    return [sorted(demo.PALETTE).index(i) for i in ids]
+
+
+def check_read(dataset, frames):
+    assert dataset.names == list(frames)
+    for i, (_, ids) in enumerate(frames.values()):
+        index, frame, labels, label_map = dataset[i]
+        assert index == i and frame.shape == (3, 8, 9) and frame.dtype == torch.uint8
+        assert frame[:, 0, 0].tolist() == [10, 20, 30]
+        assert labels.nonzero().flatten().tolist() == sorted(indices(*ids))
+        assert label_map.dtype == torch.uint8 and label_map.shape == (8, 9)
+        row = [255] * 9
+        row[1 : 1 + len(ids)] = indices(*ids)
+        assert label_map.tolist() == [row] * 8
+
+
+@pytest.mark.parametrize("kinds", [("col",), ("mat",), ("col", "mat")])
+@pytest.mark.parametrize("lists", [True, False])
+@pytest.mark.parametrize("folder", ["", "Release", "A2D"])
+def test_a2d_trees(tmp_path, kinds, lists, folder):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    first, last = list(FRAMES)[:2], list(FRAMES)[2:]
+    listed = {"train": first[::-1], "val": last, "test": last} if lists else None
+    write_a2d(tmp_path / folder, FRAMES, listed, kinds)
+    if kinds == ("col", "mat"):  # col has priority: the mat file is not looked at
+        for file in (tmp_path / folder).rglob("*.mat"):
+            file.write_bytes(b"damaged")
+    train = {name: FRAMES[name] for name in (first[::-1] if lists else first)}
+    check_read(data.A2D(tmp_path, "train"), train)
+    check_read(data.A2D(tmp_path, "val", keep=True), {name: FRAMES[name] for name in last})
+    if lists:
+        check_read(data.A2D(tmp_path, "test"), {name: FRAMES[name] for name in last})
+    else:
+        assert (
+            "no official" in problems(data.A2D, tmp_path, "test")[0]
+            or "nor an official" in problems(data.A2D, tmp_path, "test")[0]
+        )
+
+
+def test_a2d_without_h5py_names_the_install_line(tmp_path, monkeypatch):
+    write_a2d(tmp_path, FRAMES, None, ("mat",))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    found = problems(data.A2D, tmp_path, "train")
+    assert len(found) == 2 and all("pip install h5py" in line for line in found)
+
+
+def test_a2d_unknown_ids_are_ignored_and_warned_about_once(tmp_path):
+    frames = {"a/1": (0, [11, 20]), "b/1": (0, [97]), "c/1": (0, [12])}
+    write_a2d(tmp_path, frames)
+    with pytest.warns(UserWarning, match="2 label map.*a/1.png") as caught:
+        dataset = data.A2D(tmp_path, "train")
+    assert len(caught) == 1
+    assert dataset.labels.sum(1).tolist() == [1, 0, 1]
+
+
+def test_a2d_problems_come_together_with_line_numbers(tmp_path):
+    lists = {
+        "train": ["abc/00001", "gone/00001", "../x/1", "abc/00001", "no-slash"],
+        "val": ["def/00030", "abc/00001", "alone/00009"],
+    }
+    write_a2d(tmp_path, FRAMES, lists)
+    found = problems(data.load, str(tmp_path))
+    text = "\n".join(found)
+    for line, times in {
+        "train.txt:2": 2,
+        "train.txt:3": 1,
+        "train.txt:4": 1,
+        "train.txt:5": 1,
+        "val.txt:3": 2,
+    }.items():
+        assert text.count(line) == times  # a missing frame is a missing picture and a missing map
+    assert len(found) == 7
+    (tmp_path / "list/val.txt").write_text("def/00030\nabc/00001")
+    (tmp_path / "list/train.txt").write_text("abc/00001")
+    (found,) = problems(data.load, str(tmp_path))
+    assert "val.txt:2" in found and "also in train" in found and "train.txt:1" in found
+
+
+def test_a2d_wrong_label_map_size(tmp_path):
+    write_a2d(tmp_path, FRAMES)
+    picture(tmp_path / "pngs320H/abc/00001.png", (10, 8))
+    (found,) = problems(data.A2D, tmp_path, "train")
+    assert "abc/00001" in found and "(8, 9)" in found and "(8, 10)" in found
+
+
+def test_a2d_broken_csv_lines(tmp_path):
+    write_a2d(tmp_path, FRAMES)
+    with open(tmp_path / "videoset.csv", "a") as file:
+        file.write("short,1\n../up,11,0,0,8,9,6,1,0\nempty,11,0,0,8,9,6,1,0\nx,11,0,0,8,9,6,1,2\n")
+    found = problems(data.A2D, tmp_path, "train")
+    assert [p.split(": ")[0].rsplit(":", 1)[1] for p in found] == ["4", "5", "6", "7"]
+
+
+# ------------------------------------------------------------------------------------ CSV, folders
+
+
+def csv_folder(tmp_path, text, names=("a.png", "b.png", "c.png"), encoding="utf-8"):
+    for name in names:
+        picture(tmp_path / name)
+    (tmp_path / "images.csv").write_bytes(
+        text if isinstance(text, bytes) else text.encode(encoding)
+    )
+    return tmp_path / "images.csv"
+
+
+def test_csv_by_name(tmp_path):
+    path = csv_folder(
+        tmp_path, "path,labels,split\na.png,dog|cat,train\nb.png,,train\nc.png,ant,val\n"
+    )
+    dataset = data.CSVDataset(path)
+    assert dataset.class_names == ["ant", "cat", "dog"]
+    assert dataset.labels.tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+    assert dataset[1][1].shape == (3, 4, 6) and dataset[1][3] is None
+    train = data.CSVDataset(path, "train")
+    assert train.names == ["a.png", "b.png"] and train.class_names == ["ant", "cat", "dog"]
+
+
+def test_csv_by_column_with_bom_crlf_quotes_and_subfolder(tmp_path):
+    picture(tmp_path / "sub, folder/ä b.png")
+    text = '\ufeffpath,dog,cat\r\n"sub, folder/ä b.png",1,0\r\na.png,0,1\r\n'
+    dataset = data.CSVDataset(csv_folder(tmp_path, text))
+    assert dataset.class_names == ["cat", "dog"]
+    assert dataset.labels.tolist() == [[0, 1], [1, 0]]
+    assert dataset.names[0] == "sub, folder/ä b.png"
+
+
+def test_csv_class_order_from_file_and_from_checkpoint(tmp_path):
+    path = csv_folder(tmp_path, "path,labels\na.png,dog\n")
+    (tmp_path / "classes.txt").write_text("dog\nzebra\ncat\n")
+    assert data.CSVDataset(path).class_names == ["dog", "zebra", "cat"]
+    assert data.CSVDataset(path, classes=["cat", "dog"]).labels.tolist() == [[0, 1]]
+    (found,) = problems(data.CSVDataset, path, classes=["cat"])
+    assert "images.csv:2" in found and "'dog'" in found
+
+
+def test_csv_split_by_hash_does_not_move_when_rows_are_added(tmp_path):
+    names = [f"{i}.png" for i in range(60)]
+    path = csv_folder(tmp_path, "path,labels\n" + "".join(f"{n},x\n" for n in names), names)
+    before = set(data.CSVDataset(path, "val").names)
+    extra = [f"extra{i}.png" for i in range(5)]
+    text = "path,labels\n" + "".join(f"{n},x\n" for n in extra + names)
+    path = csv_folder(tmp_path, text, extra)
+    after = set(data.CSVDataset(path, "val").names)
+    assert before == after - set(extra) and 0 < len(before) < 60
+    assert before.isdisjoint(data.CSVDataset(path, "train").names)
+
+
+BAD_CSVS = [  # text, then for each problem its line and a word of it
+    ("", [(1, "header")]),
+    ("name,labels\na.png,x\n", [(1, "header")]),
+    ("path\na.png\n", [(1, "header")]),
+    ("path,labels,path\na.png,x,a.png\n", [(1, "header")]),
+    ("path,labels,dog\na.png,x,1\n", [(1, "both")]),
+    (
+        "path,dog,cat\na.png,1,2\nb.png,yes,0\nc.png,0.5,\n",
+        [(2, "cat is '2'"), (3, "dog is 'yes'"), (4, "dog is '0.5'"), (4, "cat is ''")],
+    ),
+    ("path,labels\na.png,x\na.png,y\n", [(3, "line 2")]),
+    ("path,labels\na.png,x\n\nb.png,y\n", [(3, "0 cells")]),
+    ("path,labels\na.png,x,extra\n", [(2, "3 cells")]),
+    ("path,labels,split\na.png,x,Train\n", [(2, "'Train'")]),
+    ("path,labels\ngone.png,x\n", [(2, "No such file")]),
+    (
+        "path,labels\n../a.png,x\n/etc/hosts,x\n~/a.png,x\nC:/a.png,x\nb\\..\\a.png,x\n,x\n",
+        [(i, "leaves") for i in range(2, 8)],
+    ),
+    (b"path,labels\na.png,x\0\n", [(2, "NUL")]),
+    (b"path,labels\na.png,x\nb.png,\xff\n", [(3, "UTF-8")]),
+    ('path,labels\na.png,"x\n', [(2, "unexpected end")]),
+    ("path,labels\na.png," + "x" * 200_000 + "\n", [(2, "field larger")]),
+    ("path,labels\na.png,\n", [(None, "no label")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, expected", BAD_CSVS, ids=range(len(BAD_CSVS)))
+def test_csv_problems_by_line(tmp_path, text, expected):
+    found = problems(data.CSVDataset, csv_folder(tmp_path, text))
+    assert len(found) == len(expected), found
+    for problem, (line, word) in zip(found, expected, strict=True):
+        assert word in problem and (line is None or f"images.csv:{line}:" in problem), problem
+
+
+def test_csv_listed_folder_and_overlap(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    path = csv_folder(tmp_path, "path,labels,split\nfolder.png,x,train\n")
+    assert "is a folder" in problems(data.CSVDataset, path)[0]
+    (tmp_path / "link.png").symlink_to(picture(tmp_path / "real.png"))
+    path = csv_folder(tmp_path, "path,labels,split\nlink.png,x,train\na.png,x,val\n")
+    assert set(data.load(str(path))) == {"train", "val"}
+
+
+def test_csv_problems_of_rows_and_of_files_come_together(tmp_path):
+    (tmp_path / "text.png").write_text("x")
+    rows = ["a.png,x,train", "gone.png,x,train", "text.png,x,val", "../b.png,x,val", "a.png,x,val"]
+    text = "\n".join(["path,labels,split", *rows])
+    found = problems(data.load, str(csv_folder(tmp_path, text)))
+    assert sorted(problem.split(": ")[0].rsplit(":", 1)[1] for problem in found) == list("3456")
+
+
+def test_csv_empty_split(tmp_path):
+    path = csv_folder(tmp_path, "path,labels,split\na.png,x,train\n")
+    assert "no row is of split val" in problems(data.load, str(path))[0]
+
+
+def test_image_folder(tmp_path):
+    picture(tmp_path / "images/b/2.PNG")
+    picture(tmp_path / "images/1.jpg")
+    (tmp_path / "images/notes.txt").write_text("x")
+    dataset = data.load(str(tmp_path / "images"))["all"]
+    assert dataset.names == ["1.jpg", "b/2.PNG"]
+    assert dataset.labels is None and dataset[0][2] is None
+    assert data.load(str(tmp_path / "images/1.jpg"))["all"].names == ["1.jpg"]
+    assert "no picture" in problems(data.ImageFolder, tmp_path / "images/none")[0]
+
+
+def test_load_refuses_what_it_does_not_know(tmp_path):
+    assert "does not exist" in problems(data.load, str(tmp_path / "gone"))[0]
+    assert "demo:TRAIN/VAL" in problems(data.load, "demo:10")[0]
+    write_a2d(tmp_path, FRAMES)
+    assert "differ" in problems(data.load, str(tmp_path), classes=["x"])[0]
+
+
+def test_many_problems_are_counted_not_all_printed(tmp_path):
+    rows = "".join(f"{i}.png,x\n" for i in range(80))
+    with pytest.raises(data.DataError) as caught:
+        data.CSVDataset(csv_folder(tmp_path, "path,labels\n" + rows))
+    text = str(caught.value)
+    assert text.startswith("80 problems") and "and 30 more" in text
+
+
+# ------------------------------------------------------------------------------------ the index
+
+
+def test_index_is_renewed_when_a_file_changes(tmp_path):
+    write_a2d(tmp_path, FRAMES)
+    before = data.A2D(tmp_path, "train").labels
+    assert torch.equal(data.A2D(tmp_path, "train").labels, before)
+    write_a2d(tmp_path, FRAMES | {"abc/00001": (0, [11, 12])})
+    after = data.A2D(tmp_path, "train").labels
+    assert after[1].nonzero().flatten().tolist() == indices(11, 12)
+
+
+def test_index_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    write_a2d(tmp_path / "tree", FRAMES)
+    check_read(data.A2D(tmp_path / "tree", "train"), dict(list(FRAMES.items())[:2]))
+    assert "cannot be written" in capsys.readouterr().out
+
+
+def test_damaged_index_is_made_again(tmp_path):
+    write_a2d(tmp_path, FRAMES)
+    data.A2D(tmp_path, "train")
+    (file,) = data.cache_folder().glob("*.json")
+    whole = file.read_text()
+    file.write_text(whole[:10])
+    check_read(data.A2D(tmp_path, "train"), dict(list(FRAMES.items())[:2]))
+    assert json.loads(file.read_text()) == json.loads(whole)
+
+
+# ------------------------------------------------------------------------------------ batches
+
+
+def test_order_is_a_permutation_and_a_function_of_seed_and_epoch():
+    orders = {(s, e): data.order(50, s, e) for s in range(4) for e in range(4)}
+    assert all(sorted(o) == list(range(50)) for o in orders.values())
+    assert len({tuple(o) for o in orders.values()}) == 16
+    code = "import data; print(data.order(50, 3, 2))"
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=GOLDEN.parents[1],
+    ).stdout
+    assert printed.strip() == str(orders[3, 2])
+
+
+def test_order_is_uniform():
+    """Where sample 0 lands in 4000 epochs: chi-square of 10 places, 27.9 is its 0.1 % quantile."""
+    places = np.bincount([data.order(10, 1, e).index(0) for e in range(4000)], minlength=10)
+    assert ((places - 400) ** 2 / 400).sum() < 27.9
+
+
+def test_collate_pads_and_keeps_true_sizes(tmp_path):
+    sizes = [(6, 4), (5, 9), (1, 1)]
+    for i, size in enumerate(sizes):
+        picture(tmp_path / f"{i}.png", size, (i + 1, 5, 6))
+    dataset = data.ImageFolder(tmp_path)
+    (batch,) = data.batches(dataset, [2, 0, 1], 3)
+    assert batch.index.tolist() == [2, 0, 1] and batch.labels is None and batch.label_maps is None
+    assert batch.sizes.tolist() == [[1, 1], [4, 6], [9, 5]]
+    assert batch.frames.shape == (3, 3, 9, 6)
+    for row, (i, (h, w)) in enumerate(zip([2, 0, 1], batch.sizes.tolist(), strict=True)):
+        inside = torch.zeros(9, 6, dtype=torch.bool)
+        inside[:h, :w] = True
+        assert (batch.frames[row, 0] == (i + 1) * inside).all()
+
+
+def test_collate_pads_label_maps_with_none(tmp_path):
+    write_a2d(tmp_path / "a", {"v/1": (0, [11, 12])}, size=(9, 8))
+    write_a2d(tmp_path / "b", {"v/2": (0, [11])}, size=(4, 10))
+    frames = [data.A2D(tmp_path / name, "train")[0] for name in "ab"]
+    batch = data.collate(frames)
+    assert batch.label_maps.shape == (2, 10, 9)
+    for padded, (_, _, _, label_map) in zip(batch.label_maps, frames, strict=True):
+        h, w = label_map.shape
+        assert torch.equal(padded[:h, :w], label_map)
+        assert (padded[h:] == 255).all() and (padded[:, w:] == 255).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_workers(tmp_path, workers):
+    write_a2d(tmp_path, {f"v{i}/1": (0, [11 + i % 2]) for i in range(7)})
+    dataset = data.A2D(tmp_path, "train")
+    order = data.order(7, 0, 0)
+    alone = list(data.batches(dataset, order, 3))
+    assert [len(batch.index) for batch in alone] == [3, 3, 1]
+    for a, b in zip(alone, data.batches(dataset, order, 3, workers), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert torch.cat([batch.index for batch in alone]).tolist() == order
