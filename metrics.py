@@ -1,0 +1,271 @@
+"""Multi-label metrics: precision, recall, F1, average precision, thresholds, the per-class report.
+
+    python train.py --evaluate runs/demo/best.pt      # prints format_report, writes report.csv
+
+P is the predicted and T the true label set of an image (or, of a class, the image sets):
+
+    precision = |P & T| / |P|     recall = |P & T| / |T|     F1 = 2 |P & T| / (|P| + |T|)
+
+The headline is example-based (average="samples"): the mean over images of these three. Its F1 is
+the mean of the images' F1, not the harmonic mean of the mean precision and mean recall.
+
+Empty sets: 0 / 0 is `zero_division`, by default 0. So an image without prediction has precision 0,
+one without label recall 0, and one with neither F1 0.
+
+Inputs are numpy arrays or CPU tensors and are never changed; results are plain floats. Every figure
+is independent of the order of the images, bit for bit, hence of batches, shards and ranks.
+
+Sources  Godbole & Sarawagi 2004 (example-based measures); Everingham et al. 2010 (11-point AP);
+         Xu et al., CVPR 2015 (A2D; its 11-point mAP is of videos and 36 classes).
+Differs  The A2D course code adds 1e-8 to denominators: within 1e-7 of zero_division=0.
+         scikit-learn gives a class without positives AP 0; here it is NaN and mAP leaves it out.
+"""
+
+import csv
+import math
+from fractions import Fraction
+
+import numpy as np
+
+THRESHOLDS = [i / 100 for i in range(1, 100)]  # what best_threshold tries
+RATIOS = ("precision", "recall", "f1")
+COLUMNS = ("name", "support", "predicted", *RATIOS, "ap")  # of the per-class table
+
+
+def _binary(pred, target):
+    """Both as (N, C) int64."""
+    pred, target = np.asarray(pred), np.asarray(target)
+    if pred.shape != target.shape or pred.ndim != 2 or pred.size == 0:
+        raise ValueError(f"pred {pred.shape} and target {target.shape} must be (N, C), N and C > 0")
+    for name, array in (("pred", pred), ("target", target)):
+        for n, c in np.argwhere((array != 0) & (array != 1))[:1]:
+            raise ValueError(f"{name} must be 0 or 1, is {array[n, c]} at row {n}, class {c}")
+    return pred.astype(np.int64), target.astype(np.int64)
+
+
+def _scores(scores, low=-math.inf, high=math.inf):
+    """As (N, C) float64."""
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"scores {scores.shape} must be (N, C), N and C > 0")
+    for n, c in np.argwhere(~((scores >= low) & (scores <= high)))[:1]:  # ~ finds NaN as well
+        raise ValueError(f"scores must be {low} to {high}, is {scores[n, c]} at row {n}, class {c}")
+    return scores
+
+
+def _fractions(hits, predicted, true):
+    """(numerator, denominator) of precision, recall and F1."""
+    return (hits, predicted), (hits, true), (2 * hits, predicted + true)
+
+
+def count(pred, target):
+    """What precision_recall_f1 needs to know of a shard of images, as integers, so that adding up
+    the counts of shards, count(a) + count(b), or all-reducing torch.from_numpy(count(a)), is exact.
+
+    returns  (9, 2C + 1) int64: rows 0-2, columns c < C: |P & T|, |P|, |T| of class c;
+             rows 3-5, columns d: number of images whose precision, recall, F1 has denominator d;
+             rows 6-8, columns d: sum of their numerators; so a mean is sum_d rows[6..8][d] / d / N
+    """
+    pred, target = _binary(pred, target)
+    hits = pred & target
+    C = pred.shape[1]
+    counts = np.zeros((9, 2 * C + 1), dtype=np.int64)
+    counts[:3, :C] = hits.sum(0), pred.sum(0), target.sum(0)
+    of_images = _fractions(hits.sum(1), pred.sum(1), target.sum(1))
+    for k, (numerator, denominator) in enumerate(of_images):  # each (N,)
+        np.add.at(counts[3 + k], denominator, 1)
+        np.add.at(counts[6 + k], denominator, numerator)
+    return counts
+
+
+def from_counts(counts, average="samples", zero_division=0):
+    """precision_recall_f1 of the images behind a sum of `count`s."""
+    if average not in ("samples", "micro", "macro", None) or zero_division not in (0, 1):
+        raise ValueError(f"average {average!r} or zero_division {zero_division!r} is unknown")
+    if average == "samples":
+        means = []
+        for images, sums in zip(counts[3:6], counts[6:9], strict=True):
+            # Exact, and rounded once at the end: equal means compare equal in best_threshold.
+            total = sum(Fraction(int(x), d) for d, x in enumerate(sums) if x)
+            means.append(float((total + int(images[0] * zero_division)) / int(images.sum())))
+        return tuple(means)
+    of_classes = counts[:3, : counts.shape[1] // 2]  # (3, C)
+    if average == "micro":
+        of_classes = of_classes.sum(1, keepdims=True)  # (3, 1)
+    ratios = [np.divide(a, b, out=np.full(len(b), float(zero_division)), where=b > 0)
+              for a, b in _fractions(*of_classes)]
+    return tuple(ratios) if average is None else tuple(float(r.mean()) for r in ratios)
+
+
+def precision_recall_f1(pred, target, average="samples", zero_division=0):
+    """Precision, recall and F1 of 0/1 predictions.
+
+    pred, target   (N, C) 0/1 of any dtype
+    average        "samples": mean over images; "macro": mean over all C classes, those without
+                   positives too; "micro": of the sums over images and classes; None: per class
+    zero_division  0 or 1, the value of 0 / 0
+    returns        (precision, recall, f1): floats in [0, 1]; for None float64 (C,)
+    raises         ValueError on values other than 0 and 1, unequal shapes, N == 0 or C == 0
+    """
+    return from_counts(count(pred, target), average, zero_division)
+
+
+def average_precision(scores, target, eleven_point=False):
+    """Area under the precision-recall curve of each class. Its np.nanmean is the mAP.
+
+    scores        (N, C), larger is likelier; images of equal score enter the curve together
+    target        (N, C) 0/1
+    eleven_point  False: sum_k (R_k - R_{k-1}) P_k over the distinct scores k, largest first;
+                  True: mean over r = 0, 0.1 .. 1 of the largest P_k with R_k >= r (VOC 2007, A2D)
+    returns       (C,) float64 in [0, 1]; NaN for a class without positives
+    raises        ValueError as precision_recall_f1, and on NaN scores
+    """
+    scores = _scores(scores)
+    _, target = _binary(np.zeros(scores.shape), target)
+    result = np.full(scores.shape[1], np.nan)
+    for c in np.flatnonzero(target.any(0)):
+        order = np.argsort(-scores[:, c])
+        ranked = scores[order, c]
+        last = np.append(ranked[1:] != ranked[:-1], True).nonzero()[0]  # of each run of equals
+        hits = target[order, c].cumsum()[last]
+        precision = hits / (last + 1)
+        if eleven_point:  # recall in integers: in floats 3/10 >= 0.1 * 3 is false
+            result[c] = sum(precision[10 * hits >= r * hits[-1]].max() for r in range(11)) / 11
+        else:
+            result[c] = (np.diff(hits, prepend=0) * precision).sum() / hits[-1]
+    return result
+
+
+def decide(scores, threshold=0.5, min_labels=0):
+    """The predicted labels: scores >= threshold, and at least `min_labels` of each image.
+
+    scores      (N, C); compared in float64
+    threshold   float or (C,), in the unit of the scores
+    min_labels  0..C; images with fewer get their highest other scores too, the lowest index first
+                among equals. 1 is the top-1 fallback
+    returns     (N, C) bool
+    raises      ValueError on NaN, a threshold of another shape, N == 0 or C == 0
+    """
+    scores, threshold = _scores(scores), np.asarray(threshold, dtype=np.float64)
+    C = scores.shape[1]
+    if threshold.shape not in ((), (C,)) or np.isnan(threshold).any() or not 0 <= min_labels <= C:
+        raise ValueError(f"threshold {threshold} (1 or {C}) or min_labels {min_labels} is unusable")
+    pred = scores >= threshold
+    if min_labels:
+        order = np.argsort(-np.where(pred, np.inf, scores), axis=1, kind="stable")
+        np.put_along_axis(pred, order[:, :min_labels], True, axis=1)
+    return pred
+
+
+def best_threshold(scores, target):
+    """The threshold of the best example-based F1 on these images. Say which set they are.
+
+    scores   (N, C) in [0, 1]
+    target   (N, C) 0/1
+    returns  (threshold, f1): the first of 0.01, 0.02 .. 0.99 to reach the maximum
+    raises   ValueError as precision_recall_f1, and on scores outside [0, 1] or NaN
+    """
+    scores = _scores(scores, 0, 1)
+    f1 = [precision_recall_f1(decide(scores, t), target)[2] for t in THRESHOLDS]
+    return THRESHOLDS[f1.index(max(f1))], max(f1)
+
+
+def report(scores, target, threshold, class_names, threshold_from="given"):
+    """All figures of an evaluation, as a dict of plain numbers that JSON can hold.
+
+    scores          (N, C) in [0, 1]
+    target          (N, C) 0/1
+    threshold       float; all but `decisions` is of scores >= threshold
+    class_names     C; if each is "actor-action", actors and actions are also scored alone
+    threshold_from  name of the set on which the threshold was chosen
+    returns         "samples", "micro", "macro", "actor", "action": {precision, recall, f1};
+                    "decisions": the example-based ones at "0.5" and "chosen", and with "+top1",
+                    the highest score of images that have no prediction;
+                    "classes": [{name, support, predicted, precision, recall, f1, ap}], ap None
+                    without positives, "mAP" the mean over the "mAP_classes" others; and more
+    raises          ValueError as best_threshold
+    """
+    def prf(pred, target, average="samples"):
+        return dict(zip(RATIOS, precision_recall_f1(pred, target, average), strict=True))
+
+    scores = _scores(scores, 0, 1)
+    pred, target = _binary(decide(scores, threshold), target)
+    hits, union = (pred & target).sum(1), (pred | target).sum(1)  # (N,)
+    ap = [None if math.isnan(x) else x for x in average_precision(scores, target).tolist()]
+    known = [x for x in ap if x is not None]
+    columns = (target.sum(0), pred.sum(0), *precision_recall_f1(pred, target, None))  # each (C,)
+    rows = zip(class_names, *(column.tolist() for column in columns), ap, strict=True)
+    result = {
+        "images": len(pred), "threshold": float(threshold), "threshold_from": threshold_from,
+        "decisions": {name + "+top1" * top: prf(decide(scores, t, min_labels=top), target)
+                      for name, t in (("0.5", 0.5), ("chosen", threshold)) for top in (0, 1)},
+        **{average: prf(pred, target, average) for average in ("samples", "micro", "macro")},
+        "mAP": sum(known) / len(known) if known else None, "mAP_classes": len(known),
+        "subset_accuracy": float((pred == target).all(1).mean()),
+        "hamming_loss": float((pred != target).mean()),
+        "jaccard": math.fsum(hits / np.maximum(union, 1)) / len(pred),
+        "labels_true": float(target.sum(1).mean()), "empty_targets": int((~target.any(1)).sum()),
+        "labels_predicted": float(pred.sum(1).mean()),
+        "empty_predictions": int((~pred.any(1)).sum()),
+        "classes": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
+    }
+    pairs = [name.split("-") for name in class_names]
+    if all(len(pair) == 2 for pair in pairs):
+        for part, keys in zip(("actor", "action"), np.array(pairs).T, strict=True):  # keys (C,)
+            groups = (keys[:, None] == np.unique(keys)).astype(int)  # (C, groups)
+            result[part] = prf(pred @ groups > 0, target @ groups > 0)
+    return result
+
+
+def format_report(report):
+    """The report as text: the classes, worst last, then the averages, then the headline."""
+    classes = sorted(report["classes"], key=lambda row: -row["f1"])
+    at = f">= {report['threshold']:.3g}"
+    chosen = f"{at} ({report['threshold_from']})"
+    macro = f"macro, {len(classes)} classes; mAP, {report['mAP_classes']}"
+    decisions = zip((">= 0.5", ">= 0.5, else top 1", chosen, f"{at}, else top 1"),
+                    report["decisions"].values(), strict=True)
+    blocks = (
+        [(row["name"], row) for row in classes],
+        [("micro", report["micro"]), (macro, {**report["macro"], "ap": report["mAP"]}),
+         *((f"{part} alone", report[part]) for part in ("actor", "action") if part in report)],
+        [(f"mean over images, {name}", row) for name, row in decisions],
+    )
+    width = max(len(name) for block in blocks for name, _ in block)
+
+    def line(name, row):
+        cells = [row.get(key, "") for key in COLUMNS[1:]]
+        cells = [f"{100 * x:.1f}" if isinstance(x, float) else x for x in cells]
+        cells = [f"{'-' if x is None else x:>7}" for x in cells]
+        return f"{name:<{width}}{''.join(cells)}".rstrip()
+
+    head = f"{f'scores {chosen}, in %':<{width}}   true   pred      P      R     F1     AP"
+    table, averages, headline = ("\n".join(line(*row) for row in block) for block in blocks)
+    totals = """
+{images} images, {empty_targets} without label, {empty_predictions} without prediction
+{labels_true:.2f} labels per image, {labels_predicted:.2f} predicted; subset accuracy \
+{subset_accuracy:.3f}, Jaccard {jaccard:.3f}, Hamming loss {hamming_loss:.4f}
+""".format(**report)
+    return f"{head}\n{table}\n\n{averages}\n{totals}\n{headline}"
+
+
+def write_report_csv(path, report):
+    """One row a class, in class order; ratios in [0, 1], an undefined AP empty."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(report["classes"])
+
+
+def write_predictions(path, names, class_names, scores, pred, target=None):
+    """One row an image: name, predicted labels, true ones where known, the score of each class."""
+
+    def joined(row):
+        return "|".join(name for name, yes in zip(class_names, row, strict=True) if yes)
+
+    truth = [""] * len(names) if target is None else [joined(row) for row in target]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "predicted", "labels", *class_names])
+        for name, row, chosen, true in zip(names, scores, pred, truth, strict=True):
+            writer.writerow([name, joined(chosen), true, *(f"{x:.4f}" for x in row)])
