@@ -1,0 +1,448 @@
+"""The Triton kernels on the CPU: run by test_mish_kernel.py in a process with TRITON_INTERPRET=1,
+which has to be set before triton is imported and would change every other test.
+
+    TRITON_INTERPRET=1 python -m pytest tests/mish_interpreter.py
+
+The interpreter computes in IEEE arithmetic: it says nothing of the GPU's exp2 and rsqrt, of its
+tensor cores and of the memory order of the tickets, which the CUDA tests look at.
+"""
+
+import importlib.metadata
+import itertools
+
+import mish_oracle as oracle
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import mish_kernel as mk
+
+TRITON = tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+pytestmark = pytest.mark.skipif(not mk.INTERPRET, reason="needs TRITON_INTERPRET=1")
+fused_fma = pytest.mark.skipif(TRITON < (3, 9), reason="tl.fma rounds twice in its interpreter")
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan():
+    """Every torch.empty starts as NaN, so that what a kernel does not write is seen."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def both(x, dy=None):
+    """mish and its gradient through autograd."""
+    x = x.detach().requires_grad_()
+    y = mk.mish(x)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(x) if dy is None else dy)
+    return y.detach(), dx
+
+
+def rng(seed, offset):
+    return torch.tensor([seed]), torch.tensor([offset]), 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_input(dtype):
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = x[~x.isnan()]
+    y, dx = both(x)
+    want, slope, size = oracle.mish64(x.double())
+    some = np.isfinite(want) & np.isfinite(size)
+    if dtype == torch.bfloat16:  # the interpreter converts subnormal bfloat16 wrongly
+        some &= (np.abs(want) >= 2.0**-126) & (np.abs(slope) >= 2.0**-126)
+    # Rounding to nearest errs by half a ULP; the interpreter truncates to bfloat16, by up to one.
+    limit = 0.51 if dtype == torch.float16 else 1.01
+    assert oracle.ulps(y[some], want[some], want[some], dtype) <= limit
+    assert oracle.ulps(dx[some], slope[some], size[some], dtype) <= limit
+
+
+@fused_fma
+def test_float32_error_over_the_whole_range():
+    x = torch.cat([
+        torch.linspace(-110, 30, 100_000),
+        torch.randn(20_000) * torch.logspace(-30, 30, 20_000),
+        -(2.0 ** torch.linspace(-140, 6, 20_000)),
+    ])  # fmt: skip
+    y, dx = both(x)
+    want, slope, size = oracle.mish64(x.double())
+    assert oracle.ulps(y, want, want, torch.float32) <= 7
+    assert oracle.ulps(dx, slope, size, torch.float32) <= 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_special_values(dtype):
+    inf = float("inf")
+    y, dx = both(torch.tensor([inf, -inf, 0.0, -0.0, float("nan")], dtype=dtype))
+    assert torch.equal(y[:4], torch.tensor([inf, -0.0, 0.0, -0.0], dtype=dtype))
+    assert torch.equal(torch.signbit(y[:4]), torch.tensor([False, True, False, True]))
+    assert torch.equal(dx[:2], torch.tensor([1.0, 0.0], dtype=dtype))
+    np.testing.assert_allclose(dx[2:4].float(), 0.6, 2 * torch.finfo(dtype).eps)
+    assert y[4].isnan() and dx[4].isnan()
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 1000, 1024, 4099])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_any_length(n, dtype):
+    x, dy = torch.randn(n).to(dtype), torch.randn(n).to(dtype)
+    y, dx = both(x, dy)
+    want, slope, _ = oracle.mish64(x.double())
+    tolerance = {torch.float16: 1e-3, torch.float32: 1e-6}[dtype]  # 2 ULP of 1
+    np.testing.assert_allclose(y.double(), want, tolerance, tolerance)
+    np.testing.assert_allclose(dx.double(), slope * dy.double().numpy(), tolerance, tolerance)
+
+
+def strided():
+    x = torch.randn(2, 5, 3, 7)
+    yield "channels last", x.contiguous(memory_format=torch.channels_last)
+    yield "transposed", x.permute(3, 0, 2, 1)
+    yield "every second", x[..., ::2]
+    yield "expanded", x[:, :1].expand(2, 5, 3, 7)
+    yield "scalar", torch.tensor(0.3)
+    yield "size 1", torch.randn(1, 1, 4).transpose(0, 2)
+
+
+@pytest.mark.parametrize("name, x", list(strided()), ids=lambda v: v if isinstance(v, str) else "")
+def test_layouts(name, x):
+    dy = torch.randn(x.shape)
+    y, dx = both(x, dy)
+    want, slope, _ = oracle.mish64(x.double())
+    np.testing.assert_allclose(y, want, 1e-6, 1e-6)
+    np.testing.assert_allclose(dx, slope * dy.numpy(), 1e-6, 1e-6)
+    assert y.stride() == torch.empty_like(x).stride()
+
+
+@pytest.mark.parametrize("seed, offset", [(0, 0), (2**40 + 5, 2**34 + 8), (-3, -4)])
+@pytest.mark.parametrize("p", [0.5, 0.1])
+def test_dropout_mask_is_the_oracles(seed, offset, p):
+    drop, n = round(65536 * p), 3001
+    x = torch.full((n,), 2.0)
+    y, _ = mk.act_op(None, x, None, *rng(seed, offset), drop)
+    keep = oracle.keep_mask(n, seed, offset, drop)
+    value = oracle.mish64(2.0)[0] * 65536 / (65536 - drop)
+    np.testing.assert_allclose(y, np.where(keep, value, 0), 1e-6)
+    # the offset may be split between the tensor and the shift, as in a captured graph
+    seed_tensor, offset_tensor, _ = rng(seed, offset - 4)
+    assert torch.equal(mk.act_op(None, x, None, seed_tensor, offset_tensor, 4, drop)[0], y)
+    dx, _ = mk.act_op(torch.ones(n), x, None, *rng(seed, offset), drop)
+    assert np.array_equal(dx != 0, keep)
+
+
+def test_masks_are_random():
+    rows, cols, drop = 64, 1024, round(65536 * 0.3)
+    first, second = (
+        mk.act_op(None, torch.ones(rows, cols), None, *rng(11, offset), drop)[0] != 0
+        for offset in (0, 4)
+    )
+    n, keep = rows * cols, 0.7
+    sigma = (keep * (1 - keep) / n) ** 0.5
+    assert abs(first.double().mean() - keep) < 5 * sigma
+    z = (first.double() - keep) / (keep * (1 - keep)) ** 0.5
+    # Correlations of independent entries are N(0, 1 / samples): 5 sigma for a handful of shifts, 6
+    # for the largest of 2016 pairs of rows, 7.5 for half a million pairs of (short) columns.
+    for shift in (1, 2, 7, 8, 16, 1024):
+        assert abs((z.flatten()[shift:] * z.flatten()[:-shift]).mean()) < 5 / n**0.5
+    rows_corr = (z @ z.T / cols).fill_diagonal_(0).abs().max()
+    cols_corr = (z.T @ z / rows).fill_diagonal_(0).abs().max()
+    assert rows_corr < 6 / cols**0.5 and cols_corr < 7.5 / rows**0.5
+    assert abs((first == second).double().mean() - (keep**2 + (1 - keep) ** 2)) < 0.01
+
+
+@pytest.mark.parametrize("rows, cols", [(1, 16), (5, 48), (37, 272), (16, 128)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_fused_bias(rows, cols, dtype):
+    x, dy = (torch.randn(rows, cols).to(dtype) for _ in "xy")
+    bias = torch.randn(cols)
+    drop = round(65536 * 0.25)
+    y, _ = mk.act_op(None, x, bias, *rng(5, 12), drop)
+    dx, db = mk.act_op(dy, x, bias, *rng(5, 12), drop)
+    keep = oracle.keep_mask(rows * cols, 5, 12, drop).reshape(rows, cols) / 0.75
+    want, slope, _ = oracle.mish64(x.double() + bias.double())
+    tolerance = {torch.float16: 2e-3, torch.float32: 1e-6}[dtype]
+    np.testing.assert_allclose(y.double(), want * keep, tolerance, tolerance)
+    want_dx = slope * dy.double().numpy() * keep
+    np.testing.assert_allclose(dx.double(), want_dx, tolerance, tolerance)
+    np.testing.assert_allclose(db, want_dx.sum(0), 1e-5, 1e-5)  # fp32 sums of at most 37 terms
+
+
+def test_bias_of_other_shapes_is_added_first():
+    x, bias = torch.randn(6, 10), torch.randn(10)
+    want = oracle.mish64(x.double() + bias.double())[0]
+    np.testing.assert_allclose(mk.mish_dropout(x, 0.0, True, bias), want, 1e-6, 1e-6)
+    x, bias = torch.randn(32, 6).T, torch.randn(32)
+    want = oracle.mish64(x.double() + bias.double())[0]
+    np.testing.assert_allclose(mk.mish_dropout(x, 0.0, True, bias), want, 1e-6, 1e-6)
+
+
+def test_kernels_and_torch_forms_agree():
+    """With kernels and without: float64 takes the torch forms, with the same mask."""
+    x, dy, bias = torch.randn(9, 32), torch.randn(9, 32), torch.randn(32)
+    for b in (None, bias):
+        for d in (None, dy):
+            out, db = mk.act_op(d, x, b, *rng(7, 20), 20000)
+            wide = (None if t is None else t.double() for t in (d, x, b))
+            out64, db64 = mk.act_op(*wide, *rng(7, 20), 20000)
+            np.testing.assert_allclose(out, out64, 1e-5, 1e-6)
+            np.testing.assert_allclose(db, db64, 1e-5, 1e-5)
+
+
+# -------------------------------------------------------------------------------------------- head
+
+NAMES = ("x", "w1", "b1", "w2", "b2")
+SCALE = 1024  # of the loss, without which the gradient of x is subnormal in fp16
+
+
+def head_inputs(B, width, C, H=256, dtype=torch.float16):
+    w1, w2 = torch.randn(H, width) / width**0.5, torch.randn(C, H) / H**0.5
+    x, b1, b2 = torch.randn(B, width).to(dtype), torch.randn(H) * 0.5, torch.randn(C) * 0.5
+    return [t.requires_grad_() for t in (x, w1, b1, w2, b2)], (torch.rand(B, C) < 0.1).float()
+
+
+def ramp(logits):
+    """The gradient of the logits where there is no loss."""
+    return torch.linspace(-1, 2, logits.numel()).view_as(logits).to(logits)
+
+
+def run(inputs, target, dtype=torch.float16, p=0.5, training=True):
+    """Output and gradients of the fused head, and the dropout factors it has to have used."""
+    torch.manual_seed(5)
+    with torch.autocast("cpu", dtype):
+        if target is None:
+            out = mk.mish_head(*inputs, p, training)
+            grads = torch.autograd.grad(out, inputs, ramp(out))
+        else:
+            out, _ = mk.mish_head_bce(*inputs, target, p, training)
+            grads = torch.autograd.grad(out * SCALE, inputs)
+    torch.manual_seed(5)
+    seed, offset = torch.randint(2**63 - 1, (2,)).tolist()
+    B, H, drop = len(inputs[0]), len(inputs[1]), round(65536 * p) if training else 0
+    keep = torch.from_numpy(oracle.keep_mask(B * H, seed, offset, drop)).view(B, H)
+    return out, grads, keep * (65536 / (65536 - drop))
+
+
+def reference(inputs, target, keep):
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    logits = oracle.head64(*exact, keep.double())
+    if target is None:
+        return logits, torch.autograd.grad(logits, exact, ramp(logits))
+    loss = F.binary_cross_entropy_with_logits(logits, target.double())
+    return loss, torch.autograd.grad(loss * SCALE, exact)
+
+
+def amp(inputs, target, keep, dtype):
+    """What eager autocast computes: every tensor of the 16-bit type, sums in fp32."""
+    half = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    x, w1, b1, w2, b2 = half
+    logits = F.linear(F.mish(F.linear(x, w1, b1)) * keep.to(dtype), w2, b2)
+    if target is None:
+        return logits, torch.autograd.grad(logits, half, ramp(logits))
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target)
+    return loss, torch.autograd.grad(loss * SCALE, half)
+
+
+def relative(got, want, size=0.0):
+    """Frobenius error relative to want, or to entries of the given size if those are larger."""
+    got, want = got.detach().double(), want.detach().double()
+    return float((got - want).norm() / max(want.norm(), size * want.numel() ** 0.5))
+
+
+SHAPES = [(1, 64, 1), (3, 336, 43), (24, 128, 43), (70, 64, 128)]
+SWEEP = list(itertools.product((1, 3, 24, 64, 80, 100), (512, 2048, 2560), (43, 1)))
+SWEEP += [(64, 1280, 43), (24, 4320, 43), (1024, 512, 43)]
+
+
+@pytest.mark.parametrize("loss", [False, True], ids=["logits", "loss"])
+@pytest.mark.parametrize(
+    "B, width, C", SHAPES + [pytest.param(*s, marks=pytest.mark.slow) for s in SWEEP]
+)
+def test_head_is_closer_to_float64_than_eager_autocast(B, width, C, loss):
+    inputs, target = head_inputs(B, width, C)
+    target = target if loss else None
+    out, grads, keep = run(inputs, target)
+    want, want_grads = reference(inputs, target, keep)
+    eager, eager_grads = amp(inputs, target, keep, torch.float16)
+    # Rounding to fp16 errs by 2^-11 / sqrt(3) = 2.8e-4 (rms); dx sees five of them: 6.3e-4. Where
+    # there are enough terms to tell, the fused head may not be worse than eager. Logits are of size
+    # 1: one alone can be small by cancellation.
+    assert out.dtype == (torch.float32 if loss else torch.float16)
+    assert relative(out, want, 1.0) < max(1.1 * relative(eager, want, 1.0), 7.5e-4)
+    for name, got, exact, other in zip(NAMES, grads, want_grads, eager_grads, strict=True):
+        assert got.dtype == inputs[NAMES.index(name)].dtype and got.shape == exact.shape
+        assert relative(got, exact) < max(1.1 * relative(other, exact), 7e-4), name
+
+
+def test_head_variants():
+    """Evaluation, another p, row-strided x, frozen x, 16-bit weights, an integer target."""
+    inputs, target = head_inputs(5, 64, 7, H=64)
+    for p, training in ((0.3, True), (0.5, False), (0.0, True)):
+        out, grads, keep = run(inputs, target, p=p, training=training)
+        want, want_grads = reference(inputs, target, keep)
+        assert relative(out, want) < 1e-3
+        assert all(relative(g, w) < 2e-3 for g, w in zip(grads, want_grads, strict=True))
+    want, want_grads, _ = run(inputs, target)
+    x, *weights = (t.detach() for t in inputs)
+    apart = torch.randn(5, 200).half()
+    apart[:, 8:72] = x
+    weights = [w.requires_grad_() for w in weights]
+    for changed in ([apart[:, 8:72], *weights], [x, *weights]):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.float16):
+            loss, logits = mk.mish_head_bce(*changed, target.long())
+        assert torch.equal(loss, want) and not logits.requires_grad
+        for got, other in zip(torch.autograd.grad(loss, weights), want_grads[1:], strict=True):
+            assert torch.equal(got * SCALE, other)
+    out = mk.mish_head(x, *(w.detach().half() for w in weights), 0.0)
+    assert out.dtype == torch.float16
+    assert relative(out, oracle.head64(x, *(w.detach().half() for w in weights), 1.0)) < 1e-3
+
+
+def test_head_repeats_to_the_bit_and_returns_its_tickets():
+    inputs, target = head_inputs(40, 64, 43, H=64)
+    first, grads, _ = run(inputs, target)
+    again, grads_again, _ = run(inputs, target)
+    assert torch.equal(first, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+    counters = torch.zeros(128, dtype=torch.int32)
+    original, mk.tickets = mk.tickets, lambda x: counters
+    try:
+        assert torch.equal(run(inputs, target)[0], first)
+        assert torch.equal(run(inputs, target)[0], first)
+    finally:
+        mk.tickets = original
+    assert not counters.any()
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**14])
+def test_loss_scale_changes_only_the_scale(scale):
+    """sigmoid - target is rounded before the scale is applied: a power of two changes no bit."""
+    inputs, target = head_inputs(6, 64, 43, H=64, dtype=torch.float32)
+    with torch.autocast("cpu", torch.float16):
+        loss, _ = mk.mish_head_bce(*inputs, target, 0.0)
+    plain = torch.autograd.grad(loss, inputs, retain_graph=True)
+    scaled = torch.autograd.grad(loss * scale, inputs)
+    assert all(torch.equal(a * scale, b) for a, b in zip(plain, scaled, strict=True))
+
+
+def test_loss_of_extreme_logits():
+    """|logit| up to 60000: log(1 + exp(-|l|)) neither overflows nor loses its tail."""
+    x = torch.zeros(3, 64).half()
+    w = torch.zeros(64, 64), torch.zeros(64), torch.zeros(4, 64)
+    b2 = torch.tensor([12.0, -12.0, 40.0, -6e4])
+    target = torch.tensor([[0.0, 0, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
+    with torch.autocast("cpu", torch.float16):
+        for i in range(3):
+            loss, _ = mk.mish_head_bce(x[i:i + 1], *w, b2, target[i:i + 1])
+            want = F.binary_cross_entropy_with_logits(b2.double()[None], target[i:i + 1].double())
+            np.testing.assert_allclose(loss, want, 3e-7)
+
+
+def test_outside_its_limits_the_head_is_unfused():
+    half = torch.float16
+    for shape, dtype in (((2, 20, 7, 64), half), ((2, 64, 7, 40), half), ((2, 64, 7, 64), None)):
+        inputs, _ = head_inputs(*shape, dtype=torch.float32)
+        torch.manual_seed(2)
+        with torch.autocast("cpu", dtype or half, enabled=dtype is not None):
+            out = mk.mish_head(*inputs, 0.5)
+        torch.manual_seed(2)
+        seed, offset = torch.randint(2**63 - 1, (2,)).tolist()
+        keep = oracle.keep_mask(2 * shape[3], seed, offset, 32768).reshape(2, -1) * 2.0
+        want = oracle.head64(*inputs, torch.from_numpy(keep))
+        assert relative(out, want) < (2e-3 if dtype else 1e-6)
+
+
+def test_bad_arguments():
+    inputs, target = head_inputs(2, 64, 7, H=64)
+    with pytest.raises(ValueError, match="target"):
+        mk.mish_head_bce(*inputs, target[:1])
+    for p in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="probability"):
+            mk.mish_dropout(torch.ones(3), p)
+
+
+# ------------------------------------------------------------------------------------- integration
+
+
+def test_opcheck():
+    x = torch.randn(4, 3, 5, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
+    flat, bias = torch.randn(6, 32, requires_grad=True), torch.randn(32, requires_grad=True)
+    cases = [
+        (None, x, None, None, None, 0, 0),
+        (None, x.detach().half(), None, *rng(3, 4), 30000),
+        (None, flat, bias, *rng(3, 4), 30000),
+        (torch.randn(6, 32), flat, bias, *rng(3, 4), 30000),
+        (None, torch.randn(0, 5, requires_grad=True), None, None, None, 0, 0),
+        (None, flat[:, ::2], None, None, None, 0, 0),
+    ]
+    for case in cases:
+        torch.library.opcheck(mk.act_op, case)
+    inputs, target = head_inputs(3, 64, 7, H=64)
+    for t in (None, target):
+        args = (*inputs, t, *rng(3, 4), 32768, torch.float16)
+        torch.library.opcheck(mk.head_op, args)
+        _, logits, h, g = mk.head_op(*args)
+        dout = torch.tensor(1.0) if t is not None else torch.randn(3, 7).half()
+        arguments = [dout, logits, t, *inputs, h, g]
+        arguments = [a if a is None else a.detach() for a in arguments]
+        for need_dx in (True, False):
+            torch.library.opcheck(mk.head_backward_op, (*arguments, need_dx))
+
+
+def test_compiles_without_a_break():
+    inputs, target = head_inputs(3, 64, 7, H=64)
+
+    def step(x, w1, b1, w2, b2, target):
+        x = mk.mish_dropout(mk.mish(x * 2), 0.5)
+        with torch.autocast("cpu", torch.float16):
+            return mk.mish_head_bce(x, w1, b1, w2, b2, target, 0.5)[0]
+
+    results = []
+    for function in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(3)
+        loss = function(*inputs, target)
+        results.append((loss, *torch.autograd.grad(loss, inputs)))
+    # mish itself compiles to torch operations, which differ from the kernel by a rounding
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-3)
+
+
+def test_second_derivative_of_the_head_is_refused():
+    inputs, target = head_inputs(2, 64, 7, H=64)
+    with torch.autocast("cpu", torch.float16):
+        loss, _ = mk.mish_head_bce(*inputs, target)
+    grads = torch.autograd.grad(loss, inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grads[1].sum().backward()
+
+
+def test_second_derivative_of_mish():
+    x = torch.linspace(-8, 8, 999, requires_grad=True)
+    (dx,) = torch.autograd.grad(mk.mish(x).sum(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx.sum(), x)
+    exact = x.detach().double().requires_grad_()
+    (first,) = torch.autograd.grad(F.mish(exact).sum(), exact, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), exact)
+    np.testing.assert_allclose(ddx, second, 1e-5, 1e-6)
+
+
+def test_module_uses_the_kernels_and_checkpoints():
+    head = mk.MishHead(64, 7, hidden=64)
+    x = torch.randn(5, 64).half().requires_grad_()
+    target = torch.zeros(5, 7)
+    grads = []
+    for checkpoint in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.float16):
+            if checkpoint:
+                out = torch.utils.checkpoint.checkpoint(head, x, use_reentrant=False)
+            else:
+                out = head(x)
+        assert out.dtype == torch.float16
+        grads.append(torch.autograd.grad(out.float().square().sum(), [x, *head.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.float16):
+        loss, logits = head.bce(x, target)
+    assert torch.equal(logits.half(), out) and loss.dtype == torch.float32

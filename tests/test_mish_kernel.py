@@ -1,0 +1,585 @@
+"""mish_kernel: closed forms, masks and autograd on the CPU; the kernels in Triton's interpreter (a
+process of its own) and compiled for five GPUs; on a CUDA machine, what only a GPU can show."""
+
+import functools
+import heapq
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mish_oracle as oracle
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import mish_kernel as mk
+
+ROOT = Path(__file__).parent.parent
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_triton = pytest.mark.skipif(mk.triton is None, reason="needs Triton")
+
+
+def python(*arguments, **environment):
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | environment
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+# ----------------------------------------------------------------------------- kernels, interpreted
+
+
+@needs_triton
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_in_the_interpreter(which):
+    options = ["-q", "-p", "no:cacheprovider", "-m", which]
+    run = python("-m", "pytest", *options, "tests/mish_interpreter.py", TRITON_INTERPRET="1")
+    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-5000:] + run.stderr[-2000:]
+
+
+# -------------------------------------------------------------------------------- kernels, compiled
+
+ARCHITECTURES = [80, 86, 89, 90, 100]
+TYPES = dict.fromkeys(("seed", "offset"), "i64") | {"ticket_ptr": "*i32"}
+TYPES |= dict.fromkeys(("rows", "cols", "B", "x_stride"), "i32")
+
+
+def build(folder, kernel, architecture, types, constants, **options):
+    """(SASS, stack bytes, local loads and stores, shared bytes), every pointer 16-byte aligned."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {n: (TYPES | types).get(n, "*fp32") for n in kernel.arg_names}
+    types |= dict.fromkeys(constants, "constexpr")
+    names = kernel.arg_names
+    whole = ("x_stride", "cols") if constants.get("R") != 1 else ()  # multiples of 16
+    aligned = [n for n in names if types[n][0] == "*" or n in whole]
+    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
+    source = ASTSource(kernel, types, constants, attributes)
+    target = GPUTarget("cuda", architecture, 32)
+    result = mk.triton.compile(source, target, options | {"enable_fp_fusion": True})
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(result.asm["cubin"])
+    tools = Path(mk.triton.__file__).parent / "backends" / "nvidia" / "bin"
+    sass = subprocess.check_output([tools / "nvdisasm", "-c", cubin], text=True)
+    usage = subprocess.check_output([tools / "cuobjdump", "-res-usage", cubin], text=True)
+    stack = int(re.search(r"STACK:(\d+)", usage)[1])
+    return sass, stack, len(re.findall(r"\b(?:LDL|STL)\b", sass)), result.metadata.shared
+
+
+def shortest_path(sass):
+    """Instructions a thread issues on the shortest way from entry to exit: that of a full block."""
+    code, labels = [], {}
+    for line in sass.splitlines():
+        if match := re.match(r"(\.L_x_\d+):", line):
+            labels[match[1]] = len(code)
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+ +)?([^;]+)", line):
+            code.append((match[1] is not None, match[2]))
+    queue, seen = [(1, 0)], set()
+    while queue:
+        steps, at = heapq.heappop(queue)
+        if at in seen:
+            continue
+        seen.add(at)
+        predicated, operation = code[at]
+        if operation.startswith("EXIT") and not predicated:
+            return steps
+        if operation.startswith("BRA"):
+            heapq.heappush(queue, (steps + 1, labels[re.search(r"\.L_x_\d+", operation)[0]]))
+            predicated = predicated or re.match(r"BRA(\.\S+)? +!?U?P\d", operation)
+        if predicated or not operation.startswith("BRA"):
+            heapq.heappush(queue, (steps + 1, at + 1))
+    raise AssertionError("no exit")
+
+
+# Instructions an element (forward, backward without and with dropout), with 10 % of room. The most
+# over the five architectures with triton 3.9: fp16 16.9 20.9 32.8 36.8, bf16 17.9 22.3 33.7 38.2,
+# fp32 31.4 38.4 49.8 56.7. nvcc's code for F.mish has 57.5 and 95.
+BUDGET = {"fp16": (19, 23, 36, 40), "bf16": (20, 24, 37, 42), "fp32": (34, 42, 54, 62)}
+CASES = [("fp16", a) for a in ARCHITECTURES] + [
+    pytest.param(k, a, marks=() if a == 90 else pytest.mark.slow)
+    for k, a in itertools.product(("bf16", "fp32", "bias"), ARCHITECTURES)
+]
+
+
+@needs_triton
+@pytest.mark.parametrize("kind, architecture", CASES)
+def test_elementwise_kernels_compile_within_their_budget(kind, architecture, tmp_path):
+    bias, kind = kind == "bias", "fp16" if kind == "bias" else kind
+    for i, (drop, backward) in enumerate(itertools.product((0, 32768), (False, True))):
+        constants = {"R": 16, "C": 128} if bias else {"R": 1, "C": mk.BLOCK, "bias_ptr": None}
+        constants |= {"DROP": drop, "seed_ptr": None, "offset_ptr": None}
+        constants |= {} if backward else {"dy_ptr": None}
+        constants |= {} if backward and bias else {"db_ptr": None}
+        types = dict.fromkeys(("dy_ptr", "x_ptr", "out_ptr"), f"*{kind}")
+        kernel = mk.act_kernel
+        sass, stack, local, _ = build(tmp_path, kernel, architecture, types, constants, num_warps=4)
+        assert (stack, local) == (0, 0)
+        each = shortest_path(sass) / (constants["R"] * constants["C"] / 128)
+        # the bias is one more load, and a sum over 16 rows on the way back
+        assert each <= BUDGET[kind][i] + 14 * bias, each
+        if not bias:
+            wide = len(re.findall(r"(?:LDG|STG)\.E(?:\.\w+)*\.128", sass))
+            assert wide == (2 + backward) * (2 if kind == "fp32" else 1)  # and nothing narrower
+
+
+@needs_triton
+@pytest.mark.parametrize("loss", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_head_kernels_compile_without_spills(architecture, loss, tmp_path):
+    sizes = {"F": 2048, "H": 256, "C": 43, "CP": 64}
+    types = dict.fromkeys(("x_ptr", "h_ptr", "g_ptr", "dx_ptr"), "*fp16")
+    types |= {} if loss else dict.fromkeys(("logits_ptr", "dout_ptr"), "*fp16")
+    forward = sizes | {"TILES": 4, "DROP": 32768, "BM": 16, "BN": 16, "BK": 128}
+    forward |= {"seed_ptr": None, "offset_ptr": None}
+    backward = sizes | {"STEPS": 1, "BB": 64, "BH": 64, "BFW": 64, "BFX": 32}
+    if not loss:
+        forward |= dict.fromkeys(("target_ptr", "part_ptr"))
+        backward |= {"target_ptr": None}
+    for kernel, constants, warps, stages, budget in (
+        (mk.head_kernel, forward, 4, 4, 1700),  # 1552 at most with triton 3.9
+        (mk.head_backward_kernel, backward, 8, 3, 3700),  # 3352
+    ):
+        options = {"num_warps": warps, "num_stages": stages}
+        built = build(tmp_path, kernel, architecture, types, constants, **options)
+        sass, stack, local, shared = built
+        assert (stack, local) == (0, 0)
+        assert shared <= 99 * 1024  # of one block on compute capability 8.6 and 8.9
+        assert len(re.findall(r"/\*[0-9a-f]{4,}\*/ +[^/\s]", sass)) <= budget
+        assert re.search(r"HMMA|HGMMA|UTC\w*MMA", sass)  # the sums run on tensor cores
+        assert not re.search(r"(RED|ATOM)\w*\.[\w.]*F(16|32|64)", sass)  # no float atomics
+
+
+# ---------------------------------------------------------------------------------------------- CPU
+
+
+def test_oracle_passes_random123():
+    """kat_vectors of Random123: philox4x32 10."""
+    ones = 0xFFFFFFFF
+    for key, counter, want in (
+        ((0, 0), (0, 0, 0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((ones, ones), (ones,) * 4, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            (0xA4093822, 0x299F31D0),
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ):
+        assert " ".join(f"{int(w):08x}" for w in oracle.philox(key, counter)) == want
+
+
+@pytest.mark.parametrize("seed, offset", [(0, 0), (2**40 + 5, 2**34 + 8), (-3, -4), (2**63 - 1, 4)])
+def test_philox_is_the_oracles(seed, offset):
+    group = torch.tensor([0, 1, 77, 2**32 - 1, 2**32, 2**40 + 3])
+    low = 2**32 - 1
+    g, c = group.numpy().astype(np.uint64), offset % 2**64 // 4
+    counter = (np.full(6, c & low), np.full(6, c >> 32), g & np.uint64(low), g >> np.uint64(32))
+    want = np.stack(oracle.philox((seed & low, seed % 2**64 >> 32), counter), -1)
+    assert np.array_equal(mk.philox(seed, offset, group).numpy().astype(np.uint64), want)
+    tensors = torch.tensor([seed]), torch.tensor([offset])
+    assert np.array_equal(mk.philox(*tensors, group).numpy().astype(np.uint64), want)
+
+
+def test_closed_forms_over_the_whole_range():
+    x = torch.cat([
+        torch.linspace(-110, 30, 200_000),
+        torch.randn(20_000) * torch.logspace(-30, 30, 20_000),
+        -(2.0 ** torch.linspace(-140, 6, 20_000)),
+    ])  # fmt: skip
+    want, slope, size = oracle.mish64(x.double())
+    assert oracle.ulps(mk.value(x), want, want, torch.float32) <= 7
+    assert oracle.ulps(mk.slope(x), slope, size, torch.float32) <= 10
+    wide = x.double()[x.abs() < 700]  # 16 ULP of float64, as tanh(log1p) itself loses some
+    want, slope, size = oracle.mish64(wide)
+    assert oracle.ulps(mk.value(wide), want, want, torch.float64) <= 16
+    assert oracle.ulps(mk.slope(wide), slope, size, torch.float64) <= 16
+
+
+def test_second_derivative_against_differences():
+    x = torch.linspace(-30, 30, 4001, dtype=torch.float64)
+    step = 1e-5  # truncation step^2 and rounding 1e-16 / step, both 1e-10 and below
+    want = (oracle.mish64(x + step)[1] - oracle.mish64(x - step)[1]) / (2 * step)
+    np.testing.assert_allclose(mk.curvature(x), want, atol=1e-9)
+
+
+def test_limits():
+    inf = float("inf")
+    x = torch.tensor([inf, -inf, 0.0, -0.0, float("nan"), 3e38], requires_grad=True)
+    y = mk.mish(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y[:4], torch.tensor([inf, -0.0, 0.0, -0.0]))
+    assert torch.signbit(y[:4]).tolist() == [False, True, False, True]
+    np.testing.assert_allclose(dx[:4], [1, 0, 0.6, 0.6], 1e-6)
+    assert y[4].isnan() and dx[4].isnan() and y[5] == x[5]
+
+
+def test_gradients_of_both_orders():
+    torch.manual_seed(0)
+    x = (torch.randn(2, 16, dtype=torch.float64) * 3).requires_grad_()
+    bias = torch.randn(16, dtype=torch.float64, requires_grad=True)
+    odd = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+
+    def dropped(x, bias=None):
+        torch.manual_seed(1)
+        return mk.mish_dropout(x, 0.3, True, bias)
+
+    for function, arguments in ((mk.mish, x), (dropped, x), (dropped, (x, bias)), (dropped, odd.T)):
+        assert torch.autograd.gradcheck(function, arguments)
+        assert torch.autograd.gradgradcheck(function, arguments)
+
+
+def test_dropout_mask_on_the_cpu_is_the_oracles():
+    torch.manual_seed(9)
+    seed, offset = torch.randint(2**63 - 1, (2,)).tolist()
+    x = torch.full((3, 4, 5, 2), 2.0).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(9)
+    y = mk.mish_dropout(x, 0.3)
+    drop = round(65536 * 0.3)
+    keep = oracle.keep_mask(x.numel(), seed, offset, drop)
+    memory = y.permute(0, 2, 3, 1).flatten()  # the order in memory
+    np.testing.assert_allclose(memory, keep * oracle.mish64(2.0)[0] * 65536 / (65536 - drop), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_layouts_lengths_and_types_on_the_cpu(dtype):
+    torch.manual_seed(0)
+    for x in (
+        torch.randn(2, 5, 3, 7).contiguous(memory_format=torch.channels_last),
+        torch.randn(4, 6).T[::2],
+        torch.randn(1).expand(3, 2),
+        torch.tensor(-0.7),
+        torch.empty(0, 3),
+    ):
+        x = x.to(dtype).requires_grad_()
+        y = mk.mish(x)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        want, slope, _ = oracle.mish64(x.detach().double())
+        tolerance = 4 * torch.finfo(dtype).eps
+        np.testing.assert_allclose(y.detach().double(), want, tolerance, tolerance)
+        np.testing.assert_allclose(dx.double(), slope, tolerance, tolerance)
+        assert y.dtype == dtype and y.stride() == torch.empty_like(x).stride()
+
+
+def test_only_dropout_touches_the_generator():
+    x, parameters = torch.randn(4, 32), list(mk.MishHead(32, 7, hidden=16).parameters())
+    before = torch.get_rng_state()
+    assert not mk.mish_dropout(torch.tensor([1.0, float("inf"), float("nan")]), 1.0).any()
+    torch.testing.assert_close(mk.mish_dropout(x, 0.0), F.mish(x))
+    torch.testing.assert_close(mk.mish_dropout(x, 0.5, training=False), F.mish(x))
+    mk.mish_head(x, *parameters, 0.5, False)
+    mk.mish_head_bce(x, *parameters, torch.zeros(4, 7), 1.0)
+    mk.mish(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    mk.mish_dropout(x, 0.5)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_masks_survive_checkpointing():
+    x = torch.randn(6, 32, requires_grad=True)
+
+    def function(x):
+        return mk.mish_dropout(x * 2, 0.5).square().sum()
+
+    grads = []
+    for wrap in (lambda f, x: f(x), functools.partial(checkpoint, use_reentrant=False)):
+        torch.manual_seed(4)
+        grads.append(torch.autograd.grad(wrap(function, x), x)[0])
+    assert torch.equal(*grads) and (grads[0] == 0).any()
+
+
+def test_module_on_the_cpu_is_its_sequential():
+    """Same keys, same bits, same draws: a run on the CPU does not depend on this file."""
+    torch.manual_seed(0)
+    head = mk.MishHead(20, 7, hidden=12, p=0.4)
+    plain = nn.Sequential(nn.Linear(20, 12), nn.Mish(), nn.Dropout(0.4), nn.Linear(12, 7))
+    assert list(head.state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    plain.load_state_dict(head.state_dict())
+    x, target = torch.randn(5, 20), (torch.rand(5, 7) < 0.3).float()
+    results = []
+    for net in (head, plain, head):
+        torch.manual_seed(1)
+        loss = F.binary_cross_entropy_with_logits(net(x), target)
+        results.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+    torch.manual_seed(1)
+    loss, logits = head.bce(x, target)
+    results.append((loss, *torch.autograd.grad(loss, list(head.parameters()))))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+    assert not logits.requires_grad
+    head.eval()
+    torch.testing.assert_close(head(x), mk.mish_head(x, *head.parameters(), 0.4, False))
+
+
+def test_head_on_the_cpu_against_float64():
+    torch.manual_seed(0)
+    head = mk.MishHead(24, 5, hidden=16)
+    x, target = torch.randn(6, 24, requires_grad=True), (torch.rand(6, 5) < 0.3).float()
+    leaves = [x, *head.parameters()]
+    torch.manual_seed(3)
+    seed, offset = torch.randint(2**63 - 1, (2,)).tolist()
+    torch.manual_seed(3)
+    loss, logits = mk.mish_head_bce(*leaves, target)
+    keep = torch.from_numpy(oracle.keep_mask(6 * 16, seed, offset, 32768)).view(6, 16) * 2.0
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    logits64 = oracle.head64(*exact, keep)
+    loss64 = F.binary_cross_entropy_with_logits(logits64, target.double())
+    torch.testing.assert_close(logits.double(), logits64.detach(), rtol=1e-5, atol=1e-6)
+    got, want = torch.autograd.grad(loss, leaves), torch.autograd.grad(loss64, exact)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_on_the_cpu_without_a_break(backend):
+    x = torch.randn(1000, requires_grad=True)
+    compiled = torch.compile(lambda x: mk.mish(x * 2) + 1, fullgraph=True, backend=backend)
+    y = compiled(x)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    want, slope, _ = oracle.mish64(2 * x.detach().double())
+    np.testing.assert_allclose(y.detach(), want + 1, 1e-5, 1e-6)
+    np.testing.assert_allclose(dx, 2 * slope, 1e-5, 1e-6)
+    dropped = torch.compile(lambda x: mk.mish_dropout(x, 0.5), fullgraph=True, backend=backend)
+    first, second = dropped(x), dropped(x)
+    assert not torch.equal(first == 0, second == 0)
+
+
+def test_opcheck_on_the_cpu():
+    x, bias = torch.randn(6, 32, requires_grad=True), torch.randn(32, requires_grad=True)
+    pair = torch.tensor([3]), torch.tensor([4]), 0
+    for arguments in (
+        (None, x, None, None, None, 0, 0),
+        (None, x, bias, *pair, 30000),
+        (torch.randn(6, 32), x, bias, *pair, 30000),
+    ):
+        torch.library.opcheck(mk.act_op, arguments)
+
+
+def test_imports_and_works_without_triton():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch, mish_kernel as mk
+assert mk.triton is None and not mk.has_kernels(torch.device("cpu"))
+x = torch.randn(4, 32, requires_grad=True)
+head = mk.MishHead(32, 7)
+target = torch.zeros(4, 7)
+loss = mk.mish_head_bce(x, *head.parameters(), target)[0] + head.bce(x, target)[0]
+(loss + mk.mish_dropout(x).sum()).backward()
+print(x.grad.isfinite().all().item())
+"""
+    run = python("-c", code)
+    assert run.stdout.strip() == "True", run.stderr
+
+
+def test_script_checks_and_says_that_nothing_was_timed(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert mk.main(["--quick"]) == 0
+    out = capsys.readouterr().out
+    assert "no timing was made" in out and "FAILED" not in out and out.count(" ok\n") == 26
+    monkeypatch.setattr(mk, "slope", mk.value)  # a fault, which has to be found
+    assert mk.main([]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------- CUDA
+
+
+def cuda_head(B=64, width=2048, C=43, dtype=torch.float16):
+    torch.manual_seed(0)
+    head = mk.MishHead(width, C).cuda()
+    x = torch.randn(B, width, device="cuda").to(dtype).requires_grad_()
+    return head, x, (torch.rand(B, C, device="cuda") < 0.1).float()
+
+
+def head_step(head, x, target, dtype=torch.float16):
+    """Loss and gradients, through the fused head."""
+    with torch.autocast("cuda", dtype):
+        loss, _ = head.bce(x, target)
+    return loss, *torch.autograd.grad(loss, [x, *head.parameters()])
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cuda_every_16_bit_input(dtype):
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    x = x[~x.isnan()].cuda().requires_grad_()
+    y = mk.mish(x)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(x))
+    want, slope, size = oracle.mish64(x.detach().double().cpu())
+    some = np.isfinite(want) & np.isfinite(size)
+    assert oracle.ulps(y.detach().cpu()[some], want[some], want[some], dtype) <= 1
+    assert oracle.ulps(dx.cpu()[some], slope[some], size[some], dtype) <= 1
+
+
+@needs_cuda
+def test_cuda_float32_over_the_whole_range():
+    """Every 64th bit pattern: ex2.approx and rcp.approx are what the interpreter cannot show."""
+    for start in range(-(2**31), 2**31, 2**28):
+        bits = torch.arange(start, start + 2**28, 64, dtype=torch.int64).to(torch.int32)
+        x = bits.view(torch.float32)
+        x = x[(x.abs() >= 1e-30) & (x.abs() <= 1e30)]
+        device = x.cuda().requires_grad_()
+        y = mk.mish(device)
+        (dx,) = torch.autograd.grad(y, device, torch.ones_like(y))
+        want, slope, size = oracle.mish64(x.double())
+        if x.numel():
+            assert oracle.ulps(y.detach().cpu(), want, want, torch.float32) <= 7
+            assert oracle.ulps(dx.cpu(), slope, size, torch.float32) <= 10
+
+
+@needs_cuda
+@pytest.mark.parametrize("n", [1, 1000, 4099, 2**20 + 3])
+def test_cuda_and_cpu_draw_one_mask(n):
+    drop, pair = 20000, (torch.tensor([2**40 + 5]), torch.tensor([2**34 + 8]))
+    x = torch.full((n,), 2.0)
+    cpu, _ = mk.act_op(None, x, None, *pair, 4, drop)
+    for seed, offset in (pair, (t.cuda() for t in pair)):
+        gpu, _ = mk.act_op(None, x.cuda(), None, seed, offset, 4, drop)
+        assert torch.equal(gpu.cpu() != 0, cpu != 0)
+
+
+@needs_cuda
+@pytest.mark.parametrize("rows, cols", [(1, 16), (37, 272), (1000, 4096)])
+def test_cuda_fused_bias(rows, cols):
+    """Rows and columns outside the array have to stay out of the sum."""
+    x, dy = (torch.randn(rows, cols, device="cuda") for _ in "xy")
+    bias = torch.randn(cols, device="cuda")
+    y, _ = mk.act_op(None, x, bias, None, None, 0, 0)
+    dx, db = mk.act_op(dy, x, bias, None, None, 0, 0)
+    want, slope, _ = oracle.mish64((x.double() + bias.double()).cpu())
+    want_dx = slope * dy.double().cpu().numpy()
+    np.testing.assert_allclose(y.cpu(), want, 1e-5, 1e-6)
+    np.testing.assert_allclose(dx.cpu(), want_dx, 1e-5, 1e-6)
+    np.testing.assert_allclose(db.cpu(), want_dx.sum(0), 1e-4, 1e-4)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "B, width, C", [(1, 512, 1), (24, 4320, 43), (64, 2048, 43), (1024, 1280, 128)]
+)
+def test_cuda_head_is_closer_to_float64_than_eager_autocast(B, width, C, dtype):
+    head, x, target = cuda_head(B, width, C, dtype)
+    head[2].p = 0.0
+    leaves = [x, *head.parameters()]
+    got = head_step(head, x, target, dtype)
+    with torch.autocast("cuda", dtype):
+        logits = nn.Sequential.forward(head, x)
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+    eager = [loss, *(g / 1024 for g in torch.autograd.grad(loss * 1024, leaves))]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    loss = F.binary_cross_entropy_with_logits(oracle.head64(*exact, 1.0), target.double())
+    for a, b, c in zip(got, eager, [loss, *torch.autograd.grad(loss, exact)], strict=True):
+        ours, other = ((t.detach().double() - c).norm() / c.norm() for t in (a, b))
+        assert ours <= max(1.1 * other, torch.finfo(dtype).eps / 2)
+
+
+@needs_cuda
+def test_cuda_head_and_loss_are_two_launches_and_repeat_to_the_bit():
+    head, x, target = cuda_head()
+    torch.manual_seed(1)
+    first = head_step(head, x, target)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        torch.manual_seed(1)
+        again = head_step(head, x, target)
+        torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    cuda = torch.autograd.DeviceType.CUDA
+    names = [e.name for e in profile.events() if e.device_type == cuda]
+    ours = [n for n in names if n.startswith("head_")]
+    # besides ours: the fill of the loss's own gradient with 1
+    assert sorted(ours) == ["head_backward_kernel", "head_kernel"] and len(names) <= 3, names
+
+
+@needs_cuda
+def test_cuda_tickets_survive_ten_thousand_launches_on_two_streams():
+    head, x, target = cuda_head()
+    head[2].p = 0.0
+    want = head_step(head, x, target)[0]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    losses = torch.zeros(2, 5000, device="cuda")
+    torch.cuda.synchronize()
+    with torch.no_grad(), torch.autocast("cuda", torch.float16):
+        for i in range(5000):
+            for row, stream in zip(losses, streams, strict=True):
+                with torch.cuda.stream(stream):
+                    row[i] = head.bce(x, target)[0]
+    torch.cuda.synchronize()
+    assert (losses == want).all()
+
+
+@needs_cuda
+@pytest.mark.parametrize("what", ["head", "dropout"])
+def test_cuda_graph_draws_fresh_masks_at_each_replay(what):
+    head, x, target = cuda_head(width=512)
+
+    def step():
+        if what == "head":
+            return head_step(head, x, target)
+        y = mk.mish_dropout(x)
+        return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+        step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            outputs = step()
+        seen = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            for _ in range(2):
+                graph.replay()
+                seen.append([t.clone() for t in outputs])
+    torch.cuda.synchronize()
+    for i, j in itertools.combinations(range(6), 2):
+        same = all(torch.equal(a, b) for a, b in zip(seen[i], seen[j], strict=True))
+        assert same == ((i, j) in ((0, 2), (1, 3))), (i, j)
+    if what == "dropout":  # forward and backward of one replay agree on the mask
+        assert all(torch.equal(y == 0, dx == 0) for y, dx in seen)
+
+
+@needs_cuda
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_cuda_compiles_without_a_break(mode):
+    head, x, target = cuda_head(width=512)
+    head[2].p = 0.0
+
+    def step(x, target):
+        with torch.autocast("cuda", torch.float16):
+            return head.bce(mk.mish(x) + mk.mish_dropout(x, 0.0), target)[0]
+
+    compiled = torch.compile(step, fullgraph=True, mode=mode)
+    want = torch.autograd.grad(step(x, target), [x, *head.parameters()])
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        got = torch.autograd.grad(compiled(x, target), [x, *head.parameters()])
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-5)
+    dropped = torch.compile(lambda x: mk.mish_dropout(x), fullgraph=True, mode=mode)
+    masks = []
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        masks.append(dropped(x.detach()).clone() == 0)
+    assert not torch.equal(masks[2], masks[3])
+
+
+@needs_cuda
+def test_cuda_generator_reproduces_and_is_left_alone():
+    x = torch.randn(1000, device="cuda")
+    masks = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        masks.append([mk.mish_dropout(x) for _ in range(2)])
+    assert torch.equal(masks[0][0], masks[1][0]) and torch.equal(masks[0][1], masks[1][1])
+    assert not torch.equal(*masks[0])
+    before = torch.cuda.get_rng_state()
+    for p, training in ((0.0, True), (1.0, True), (0.5, False)):
+        mk.mish_dropout(x, p, training)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
