@@ -1,0 +1,954 @@
+"""The report's networks, written out, and everybody's published ImageNet weights for them.
+
+    python model.py           # a table: parameters, multiply-adds, features, published weights
+    net = create_model("seresnext101", num_classes=43, weights="imagenet")
+    logits = net(images)      # (B, 3, H, W) normalised by net.input_config -> (B, 43)
+
+ResNet-34            He et al. 2016, arXiv 1512.03385, table 1
+SE-ResNeXt101 32x4d  Xie et al. 2017, arXiv 1611.05431; Hu et al. 2018, arXiv 1709.01507
+PNASNet-5-Large      Liu et al. 2018, arXiv 1712.00559, figure 1
+EfficientNet-B0..B7  Tan, Le 2019, arXiv 1905.11946, table 1
+
+One set of parameters can be several functions, and weights are right under one of them. `flavour`
+says which, and follows the weights unless given:
+    efficientnet  tf           SAME padding, computed from the map at hand; BN eps 1e-3
+                  torchvision  symmetric padding; BN eps 1e-5 in B0-B4, 1e-3 in B5-B7
+    seresnext101  cadene       stem pool in ceil mode, without padding, as in Caffe
+                  gluon        stem pool padded by 1
+The report says that SE squeezes by the global maximum. The SE paper and all published weights use
+the average, so that is the default here, and se_pool="max" the report's wording.
+"""
+
+import errno
+import hashlib
+import http.client
+import inspect
+import json
+import math
+import os
+import re
+import sys
+import urllib.request
+from collections import OrderedDict
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from mish_kernel import MishHead
+
+# ---------------------------------------------------------------------------- what all of them use
+
+
+class Network(nn.Module):
+    """A backbone, whose forward_features ends in a global average pool, and the head on it."""
+
+    checkpoint_activations = frozen_backbone = frozen_bn = False
+
+    def forward(self, images):
+        return self.head(self.forward_features(images))  # (B, 3, H, W) -> (B, num_classes)
+
+    def run(self, block, *inputs):
+        """block(*inputs), of which checkpoint_activations keeps only the inputs for backward."""
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return block(*inputs)
+        options = {"use_reentrant": False}
+        if not torch.compiler.is_compiling():  # compiled, a buffer is updated once anyway
+            options["context_fn"] = partial(checkpoint_contexts, block)
+        return checkpoint(block, *inputs, **options)
+
+    def train(self, mode=True):
+        """As nn.Module's, but what set_frozen froze stays in evaluation mode."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            backbone = name and name.partition(".")[0] != "head"
+            bn = isinstance(module, nn.BatchNorm2d)
+            if (self.frozen_backbone and backbone) or (self.frozen_bn and bn):
+                module.training = False
+        return self
+
+
+def checkpoint_contexts(block):
+    """For a block's first forward and its second, which must not move the BN averages again."""
+
+    @contextmanager
+    def averages_held():
+        norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        for norm in norms:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
+        try:
+            yield  # ends in an exception of checkpoint's once it has all it needs
+        finally:
+            for norm, (momentum, count) in zip(norms, before, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, count
+
+    return nullcontext(), averages_held()
+
+
+def chain(**modules):
+    """nn.Sequential, with the names that the published state dicts use."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+def initialise(net):
+    """He et al. 2015: variance 2 / fan_out, fan_out = k k C_out / groups. BN starts as identity."""
+    for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
+        fan_out = conv.weight[:, 0].numel() / conv.groups
+        nn.init.normal_(conv.weight, 0, math.sqrt(2 / fan_out))
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+    return net
+
+
+class SqueezeExcitation(nn.Module):
+    """x * sigmoid(fc2(act(fc1(squeeze(x))))), SE paper eq. 2-4; squeeze "avg", or "max"."""
+
+    def __init__(self, channels, squeezed, act, pool):
+        super().__init__()
+        self.squeeze = torch.mean if pool == "avg" else torch.amax
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.act = act
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x):  # (B, C, h, w)
+        s = self.squeeze(x, (2, 3), keepdim=True)  # (B, C, 1, 1)
+        return x * self.fc2(self.act(self.fc1(s))).sigmoid()
+
+
+class SameConv2d(nn.Conv2d):
+    """TensorFlow's SAME padding: ceil(n / s) outputs, an odd pixel of padding goes at the end.
+
+    For input n, kernel k, stride s it pads max((ceil(n / s) - 1) s + k - n, 0), half of it before.
+    At stride 2 an odd n makes this k // 2 on both sides, so symmetric padding is right only there.
+    """
+
+    def forward(self, x):
+        (h, w), (kh, kw), (sh, sw) = x.shape[2:], self.kernel_size, self.stride
+        y = max((-(-h // sh) - 1) * sh + kh - h, 0)  # rows of padding, above and below together
+        z = max((-(-w // sw) - 1) * sw + kw - w, 0)
+        before = y // 2, z // 2
+        if y % 2 or z % 2:
+            x, before = F.pad(x, (z // 2, z - z // 2, y // 2, y - y // 2)), 0
+        return F.conv2d(x, self.weight, self.bias, self.stride, before, 1, self.groups)
+
+
+class Tiny(Network):
+    """Five 3x3 convolutions, 0.28 M parameters: learns the drawn scenes at 64 px. From no paper.
+
+    Pools by the maximum, also globally: an actor covers a small part of a frame.
+    """
+
+    num_features = 96
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, c = nn.ModuleList(), 3
+        for width, stride, pool in ((24, 2, 2), (48, 1, 2), (96, 1, 1), (112, 1, 2), (96, 1, 1)):
+            conv = nn.Conv2d(c, width, 3, stride, 1, bias=False)
+            bn, act, c = nn.BatchNorm2d(width), nn.ReLU(True), width
+            pool = nn.MaxPool2d(2) if pool == 2 else nn.Identity()
+            self.blocks.append(chain(conv=conv, bn=bn, act=act, pool=pool))
+
+    def forward_features(self, x):  # (B, 3, H, W)
+        for block in self.blocks:
+            x = self.run(block, x)
+        return x.amax((2, 3))  # (B, 96, H/16, W/16) -> (B, 96)
+
+
+# ------------------------------------------------------------- ResNet-34 and SE-ResNeXt101 32x4d
+
+
+def shortcut(in_channels, out_channels, stride):
+    """None, the identity; or where the shape changes 1x1 convolution and BN, option B of ResNet."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the shortcut: figure 5, left, of the ResNet paper."""
+
+    expansion = 1
+
+    def __init__(self, in_channels, planes, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = shortcut(in_channels, planes, stride)
+
+    def forward(self, x):  # (B, in, h, w)
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, planes, h/stride, w/stride)
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
+class SEResNeXtBottleneck(nn.Module):
+    """1x1, 3x3 in 32 groups, 1x1, SE, and the shortcut. Of 32x4d: cardinality x base_width."""
+
+    expansion = 4
+    cardinality, base_width, reduction = 32, 4, 16
+
+    def __init__(self, in_channels, planes, stride, se_pool):
+        super().__init__()
+        width = planes * self.base_width // 64 * self.cardinality  # 128, 256, 512, 1024
+        out = planes * self.expansion  # 256, 512, 1024, 2048
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=self.cardinality, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.se = SqueezeExcitation(out, out // self.reduction, nn.ReLU(True), se_pool)
+        self.downsample = shortcut(in_channels, out, stride)
+
+    def forward(self, x):  # (B, in, h, w)
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, width, h, w)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)  # (B, width, h/stride, w/stride)
+        y = self.se(self.bn3(self.conv3(y)))  # (B, out, h/stride, w/stride)
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
+class ResNet(Network):
+    """Stem and pool, four layers of blocks. pool_padding 0: Caffe's pool, whose windows start at
+    pixel 0 and whose last one may overhang; 1: they start at -1."""
+
+    def __init__(self, block, depths, pool_padding=1, **options):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.pool_padding = pool_padding
+        self.num_features = 64
+        for layer, (planes, depth) in enumerate(zip((64, 128, 256, 512), depths, strict=True), 1):
+            blocks = nn.Sequential()
+            for i in range(depth):
+                stride = 2 if layer > 1 and i == 0 else 1
+                blocks.append(block(self.num_features, planes, stride, **options))
+                self.num_features = planes * block.expansion
+            self.add_module(f"layer{layer}", blocks)
+
+    def forward_features(self, x):  # (B, 3, H, W)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, 64, H/2, W/2)
+        x = F.max_pool2d(x, 3, 2, self.pool_padding, ceil_mode=self.pool_padding == 0)
+        # (B, 64, H/4, W/4); then 64, 128, 256, 512 planes at /4, /8, /16, /32, times expansion
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = self.run(block, x)
+        return x.mean((2, 3))  # (B, 512) or (B, 2048)
+
+
+def resnet34():
+    return ResNet(BasicBlock, (3, 4, 6, 3))
+
+
+def seresnext101(flavour="cadene", se_pool="avg"):
+    padding = {"cadene": 0, "gluon": 1}[flavour]
+    return ResNet(SEResNeXtBottleneck, (3, 4, 23, 3), padding, se_pool=se_pool)
+
+
+# ---------------------------------------------------------------------------------------- PNASNet
+
+pnas_bn = partial(nn.BatchNorm2d, eps=1e-3)
+conv1x1 = partial(nn.Conv2d, kernel_size=1, bias=False)
+
+
+def max_pool_same(x, stride):
+    """3x3 max-pool, SAME padding (with -inf): an even map is padded by the overhang at its end."""
+    h, w = x.shape[2:]
+    padding = (1, 1) if stride == 1 else (h % 2, w % 2)
+    return F.max_pool2d(x, 3, stride, padding, ceil_mode=True)  # (B, C, h/stride, w/stride)
+
+
+def relu_conv_bn(in_channels, out_channels, stride=1):
+    conv = conv1x1(in_channels, out_channels, stride=stride)
+    return chain(relu=nn.ReLU(), conv=conv, bn=pnas_bn(out_channels))
+
+
+def separable(in_channels, out_channels, kernel, stride=1):
+    """The paper's k x k separable convolution: twice ReLU, depthwise, pointwise, BN."""
+
+    def pair(c, stride):
+        conv = SameConv2d if stride == 2 else nn.Conv2d  # at stride 1 SAME is symmetric
+        depthwise = conv(c, c, kernel, stride, kernel // 2, groups=c, bias=False)
+        return chain(depthwise_conv2d=depthwise, pointwise_conv2d=conv1x1(c, out_channels))
+
+    return chain(
+        relu_1=nn.ReLU(), separable_1=pair(in_channels, stride), bn_sep_1=pnas_bn(out_channels),
+        relu_2=nn.ReLU(True), separable_2=pair(out_channels, 1), bn_sep_2=pnas_bn(out_channels),
+    )  # fmt: skip
+
+
+class FactorizedReduction(nn.Module):
+    """Halves a map by two 1x1 convolutions, one of its even pixels and one of its odd ones."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.path_1 = chain(conv=conv1x1(in_channels, out_channels // 2))
+        self.path_2 = chain(conv=conv1x1(in_channels, out_channels // 2))
+        self.final_path_bn = pnas_bn(out_channels)
+
+    def forward(self, x):  # (B, in, h, w)
+        x = F.relu(x)
+        even = x[:, :, ::2, ::2]  # (B, in, h/2, w/2), rounded up
+        odd = F.pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))  # as even
+        return self.final_path_bn(torch.cat((self.path_1(even), self.path_2(odd)), 1))
+
+
+class Cell(nn.Module):
+    """Five sums of two operations on the outputs of the two cells before, concatenated: figure 1.
+
+    prev, cur  channels of those outputs; prev None: the first cell, whose left input is its right
+    stride     2 in a reduction cell
+    halve      prev has a map of twice the size of cur's
+    """
+
+    def __init__(self, prev, cur, width, stride=1, halve=False):
+        super().__init__()
+        self.stride = stride
+        left = width if prev else cur
+        project = FactorizedReduction if halve else relu_conv_bn
+        self.conv_prev_1x1 = project(prev, width) if prev else nn.Identity()
+        self.conv_1x1 = relu_conv_bn(cur, width)
+        self.comb_iter_0_left = separable(left, width, 5, stride)
+        self.comb_iter_0_right = nn.Identity()  # after a pool that is `width` wide
+        if left != width:
+            self.comb_iter_0_right = chain(conv=conv1x1(left, width), bn=pnas_bn(width))
+        self.comb_iter_1_left = separable(width, width, 7, stride)
+        self.comb_iter_2_left = separable(width, width, 5, stride)
+        self.comb_iter_2_right = separable(width, width, 3, stride)
+        self.comb_iter_3_left = separable(width, width, 3)
+        self.comb_iter_4_left = separable(left, width, 3, stride)
+        self.comb_iter_4_right = relu_conv_bn(width, width, 2) if stride == 2 else nn.Identity()
+
+    def forward(self, prev, cur):
+        left = self.conv_prev_1x1(prev)  # (B, width, h, w)
+        right = self.conv_1x1(cur)  # (B, width, h, w)
+        left_pool = self.comb_iter_0_right(max_pool_same(left, self.stride))
+        right_pool = max_pool_same(right, self.stride)
+        block_0 = self.comb_iter_0_left(left) + left_pool  # (B, width, h/stride, w/stride)
+        block_1 = self.comb_iter_1_left(right) + right_pool
+        block_2 = self.comb_iter_2_left(right) + self.comb_iter_2_right(right)
+        block_3 = self.comb_iter_3_left(block_2) + right_pool
+        block_4 = self.comb_iter_4_left(left) + self.comb_iter_4_right(right)
+        return torch.cat((block_0, block_1, block_2, block_3, block_4), 1)  # (B, 5 width, ...)
+
+
+class PNASNet(Network):
+    """PNASNet-5-Large: N = 4 cells in a stage, F = 216 filters. The sizes are for 331 px."""
+
+    num_features = 4320
+
+    def __init__(self):
+        super().__init__()
+        conv = nn.Conv2d(3, 96, 3, 2, bias=False)  # VALID padding, and no ReLU after it
+        self.conv_0 = chain(conv=conv, bn=pnas_bn(96))  # (B, 96, 165, 165)
+        self.cell_stem_0 = Cell(None, 96, 54, stride=2)  # (B, 270, 83, 83)
+        self.cell_stem_1 = Cell(96, 270, 108, stride=2, halve=True)  # (B, 540, 42, 42)
+        self.cell_0 = Cell(270, 540, 216, halve=True)  # (B, 1080, 42, 42)
+        self.cell_1 = Cell(540, 1080, 216)
+        self.cell_2 = Cell(1080, 1080, 216)
+        self.cell_3 = Cell(1080, 1080, 216)
+        self.cell_4 = Cell(1080, 1080, 432, stride=2)  # (B, 2160, 21, 21)
+        self.cell_5 = Cell(1080, 2160, 432, halve=True)
+        self.cell_6 = Cell(2160, 2160, 432)
+        self.cell_7 = Cell(2160, 2160, 432)
+        self.cell_8 = Cell(2160, 2160, 864, stride=2)  # (B, 4320, 11, 11)
+        self.cell_9 = Cell(2160, 4320, 864, halve=True)
+        self.cell_10 = Cell(4320, 4320, 864)
+        self.cell_11 = Cell(4320, 4320, 864)
+
+    def forward_features(self, images):  # (B, 3, H, W)
+        prev = cur = self.conv_0(images)
+        for cell in (m for m in self.children() if isinstance(m, Cell)):
+            prev, cur = cur, self.run(cell, prev, cur)
+        return F.relu(cur).mean((2, 3))  # (B, 4320, H/32, W/32) -> (B, 4320)
+
+
+# ----------------------------------------------------------------------------------- EfficientNet
+
+STAGES = (  # table 1, stages 2..8: output channels, repeats, kernel, stride, expansion of B0
+    (16, 1, 3, 1, 1),
+    (24, 2, 3, 2, 6),
+    (40, 2, 5, 2, 6),
+    (80, 3, 3, 2, 6),
+    (112, 3, 5, 1, 6),
+    (192, 4, 5, 2, 6),
+    (320, 1, 3, 1, 6),
+)
+COEFFICIENTS = {  # width, depth, resolution (pixels), as published with the weights
+    "efficientnet_b0": (1.0, 1.0, 224),
+    "efficientnet_b1": (1.0, 1.1, 240),
+    "efficientnet_b2": (1.1, 1.2, 260),
+    "efficientnet_b3": (1.2, 1.4, 300),
+    "efficientnet_b4": (1.4, 1.8, 380),
+    "efficientnet_b5": (1.6, 2.2, 456),
+    "efficientnet_b6": (1.8, 2.6, 528),
+    "efficientnet_b7": (2.0, 3.1, 600),
+}
+
+
+def compound_scaling(phi, alpha=1.2, beta=1.1, gamma=1.15):
+    """Eq. 3: the width, depth and resolution that spend 2^phi times the work of B0.
+
+    differs  COEFFICIENTS are not this rule: alpha, beta, gamma were searched at phi = 1, and what
+             was published is rounded by hand. phi = 7 gives 1.95, 3.58, 596 px: 61 blocks and 2496
+             features, where B7 has 55 and 2560, and no published weights fit.
+    """
+    return beta**phi, alpha**phi, 224 * gamma**phi
+
+
+def round_channels(channels, width):
+    """channels * width, to the nearest multiple of 8 that is not more than 10 % below."""
+    rounded = max(8, int(channels * width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels * width else rounded
+
+
+class MBConv(nn.Module):
+    """1x1 expand, depthwise, SE, 1x1 project; added to its input where the shapes agree.
+
+    layer, se     make conv-BN-act and SE; se None: without
+    drop_connect  probability that a sample skips the block in training; others are / (1 - it)
+    """
+
+    def __init__(self, layer, se, in_channels, out, kernel, stride, expansion, drop_connect):
+        super().__init__()
+        mid = in_channels * expansion
+        self.expand = layer(in_channels, mid, 1) if expansion > 1 else None
+        self.dw = layer(mid, mid, kernel, stride, groups=mid)
+        self.se = se(mid, in_channels // 4) if se else None  # a quarter of the input, not of mid
+        self.project = layer(mid, out, 1, act=nn.Identity)
+        self.residual = stride == 1 and in_channels == out
+        self.drop_connect = drop_connect
+
+    def forward(self, x):  # (B, in, h, w)
+        y = x if self.expand is None else self.expand(x)  # (B, mid, h, w)
+        y = self.dw(y)  # (B, mid, h/stride, w/stride)
+        y = y if self.se is None else self.se(y)
+        y = self.project(y)  # (B, out, h/stride, w/stride)
+        if not self.residual:
+            return y
+        if self.training and self.drop_connect:
+            keep = 1 - self.drop_connect
+            y = y * y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        return y.add_(x)
+
+
+class EfficientNet(Network):
+    """Stem, seven stages of MBConv, 1x1 top. B0 with se=False, activation="relu6" is Lite0."""
+
+    def __init__(
+        self, arch, flavour="tf", se_pool="avg", se=True, activation="silu", drop_connect=0.2
+    ):
+        super().__init__()
+        width, depth, _ = COEFFICIENTS[arch]
+        activation = {"silu": nn.SiLU, "relu6": nn.ReLU6}[activation]
+        # momentum does not touch loaded weights: .1 for tf is timm's choice, TensorFlow had .01
+        eps, momentum = (1e-3, 0.1) if flavour == "tf" else (1e-5, 0.1)
+        if flavour == "torchvision" and depth > 2:  # B5, B6, B7
+            eps, momentum = 1e-3, 0.01
+
+        def layer(in_channels, out, kernel, stride=1, groups=1, act=activation):
+            conv = SameConv2d if flavour == "tf" and stride == 2 else nn.Conv2d
+            conv = conv(in_channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+            act = act(inplace=True)
+            return chain(conv=conv, bn=nn.BatchNorm2d(out, eps, momentum), act=act)
+
+        def squeeze(channels, squeezed):
+            return SqueezeExcitation(channels, squeezed, activation(inplace=True), se_pool)
+
+        self.repeats = [math.ceil(repeats * depth) for _, repeats, *_ in STAGES]
+        self.stem = layer(3, round_channels(32, width), 3, 2)
+        self.stages = nn.ModuleList()
+        channels, index, blocks = round_channels(32, width), 0, sum(self.repeats)
+        for (out, _, kernel, stride, expansion), n in zip(STAGES, self.repeats, strict=True):
+            out, stage = round_channels(out, width), nn.Sequential()
+            for i in range(n):
+                shape = channels, out, kernel, 1 if i else stride, expansion
+                drop = drop_connect * index / blocks  # 0 at the first block, rising linearly
+                stage.append(MBConv(layer, squeeze if se else None, *shape, drop))
+                channels, index = out, index + 1
+            self.stages.append(stage)
+        self.num_features = round_channels(1280, width)
+        self.top = layer(channels, self.num_features, 1)
+
+    def forward_features(self, x):  # (B, 3, H, W)
+        x = self.stem(x)  # (B, 32 width, H/2, W/2); stages: /2, /4, /8, /16, /16, /32, /32
+        for stage in self.stages:
+            for block in stage:
+                x = self.run(block, x)
+        return self.top(x).mean((2, 3))  # (B, 1280 width, H/32, W/32) -> (B, 1280 width)
+
+
+ARCHITECTURES = {
+    "tiny": Tiny,
+    "resnet34": resnet34,
+    "seresnext101": seresnext101,
+    "pnasnet5large": PNASNet,
+    **{arch: partial(EfficientNet, arch) for arch in COEFFICIENTS},
+}
+FLAVOURS = dict.fromkeys(COEFFICIENTS, ("tf", "torchvision"))  # the first: from scratch
+FLAVOURS["seresnext101"] = ("cadene", "gluon")
+
+# ------------------------------------------------------------------------------ published weights
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or used; the message is one line."""
+
+
+class Weights(NamedTuple):
+    """One published file. It was trained on RGB in [0, 1], minus mean, over std."""
+
+    url: str
+    sha256: str  # whole, or the 8 digits of the name; "": what the host's lfs pointer says
+    naming: str
+    flavour: str | None
+    size: int  # pixels, in the published evaluation; likewise:
+    crop: float  # size over the length to which the shorter side was resized before cropping
+    interpolation: str
+    mean: tuple
+    std: tuple
+    top1: float  # percent, on ImageNet's validation images, as published; NaN: not published
+    licence: str  # of the repository that publishes the file
+    classes: int = 1000  # 1001: the first is the background
+
+
+NORM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std of ImageNet
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [0, 1] becomes [-1, 1]
+TV = "https://download.pytorch.org/models/"
+GITHUB = "https://github.com/"
+TIMM = GITHUB + "huggingface/pytorch-image-models/releases/download/v0.1-"
+LUKE = GITHUB + "lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
+BSD, APACHE = "BSD-3-Clause", "Apache-2.0"
+WEIGHTS = {  # (arch, tag); the first of an arch is its "imagenet", and its input that from scratch
+    ("resnet34", "torchvision"): Weights(TV + "resnet34-b627a593.pth",
+        "b627a593", "torchvision", None, 224, 224 / 256, "bilinear", *NORM, 73.314, BSD),
+    ("resnet34", "a1"): Weights(TIMM + "rsb-weights/resnet34_a1_0-46f8f793.pth",
+        "46f8f793", "timm", None, 224, 0.95, "bicubic", *NORM, 76.42, APACHE),
+    ("seresnext101", "cadene"): Weights(GITHUB + "Project-MONAI/MONAI-extra-test-data/releases/"
+        "download/0.8.1/se_resnext101_32x4d-3b2fe3d8.pth",  # a copy; data.lip6.fr is often down
+        "3b2fe3d8acb8de7d5976c4baf518f24a0237509272a69366e816682d3e57b989",
+        "cadene", "cadene", 224, 0.875, "bilinear", *NORM, 80.236, BSD),
+    ("seresnext101", "timm"): Weights(TIMM + "weights/legacy_se_resnext101_32x4d-37725eac.pth",
+        "37725eac", "cadene", "cadene", 224, 0.875, "bilinear", *NORM, 80.274, APACHE),
+    ("seresnext101", "gluon"): Weights(GITHUB + "rwightman/pytorch-pretrained-gluonresnet/releases/"
+        "download/v0.1/gluon_seresnext101_32x4d-cf52900d.pth",
+        "cf52900d", "timm", "gluon", 224, 0.875, "bicubic", *NORM, 80.886, APACHE),
+    ("pnasnet5large", "cadene"): Weights(TIMM + "cadene/pnasnet5large-bf079911.pth",
+        "bf079911", "cadene", None, 331, 0.875, "bilinear", *HALF, 82.736, BSD, 1001),
+    ("pnasnet5large", "timm"): Weights(
+        "https://huggingface.co/timm/pnasnet5large.tf_in1k/resolve/main/model.safetensors",
+        "", "timm", None, 331, 0.911, "bicubic", *HALF, 82.814, APACHE),
+    ("efficientnet_b0", "torchvision"): Weights(TV + "efficientnet_b0_rwightman-7f5810bc.pth",
+        "7f5810bc", "torchvision", "torchvision", 224, 224 / 256, "bicubic", *NORM, 77.692, BSD),
+    ("efficientnet_b1", "torchvision"): Weights(TV + "efficientnet_b1_rwightman-bac287d4.pth",
+        "bac287d4", "torchvision", "torchvision", 240, 240 / 256, "bicubic", *NORM, 78.642, BSD),
+    ("efficientnet_b1", "v2"): Weights(TV + "efficientnet_b1-c27df63c.pth",
+        "c27df63c", "torchvision", "torchvision", 240, 240 / 255, "bilinear", *NORM, 79.838, BSD),
+    ("efficientnet_b2", "torchvision"): Weights(TV + "efficientnet_b2_rwightman-c35c1473.pth",
+        "c35c1473", "torchvision", "torchvision", 288, 1.0, "bicubic", *NORM, 80.608, BSD),
+    ("efficientnet_b3", "torchvision"): Weights(TV + "efficientnet_b3_rwightman-b3899882.pth",
+        "b3899882", "torchvision", "torchvision", 300, 300 / 320, "bicubic", *NORM, 82.008, BSD),
+    ("efficientnet_b4", "torchvision"): Weights(TV + "efficientnet_b4_rwightman-23ab8bcd.pth",
+        "23ab8bcd", "torchvision", "torchvision", 380, 380 / 384, "bicubic", *NORM, 83.384, BSD),
+    ("efficientnet_b5", "torchvision"): Weights(TV + "efficientnet_b5_lukemelas-1a07897c.pth",
+        "1a07897c", "torchvision", "torchvision", 456, 1.0, "bicubic", *NORM, 83.444, BSD),
+    ("efficientnet_b6", "torchvision"): Weights(TV + "efficientnet_b6_lukemelas-24a108a5.pth",
+        "24a108a5", "torchvision", "torchvision", 528, 1.0, "bicubic", *NORM, 84.008, BSD),
+    ("efficientnet_b7", "lukemelas"): Weights(LUKE + "efficientnet-b7-dcc49843.pth",
+        "dcc49843", "lukemelas", "tf", 600, 0.949, "bicubic", *NORM, 84.4, APACHE),
+    ("efficientnet_b7", "advprop"): Weights(LUKE + "adv-efficientnet-b7-4652b6dd.pth",
+        "4652b6dd", "lukemelas", "tf", 600, 0.949, "bicubic", *HALF, math.nan, APACHE),
+    ("efficientnet_b7", "aa"): Weights(TIMM + "weights/tf_efficientnet_b7_aa-076e3472.pth",
+        "076e3472", "timm", "tf", 600, 0.949, "bicubic", *NORM, 84.424, APACHE),
+    ("efficientnet_b7", "ra"): Weights(TIMM + "weights/tf_efficientnet_b7_ra-6c08e654.pth",
+        "6c08e654", "timm", "tf", 600, 0.949, "bicubic", *NORM, 84.926, APACHE),
+    ("efficientnet_b7", "ap"): Weights(TIMM + "weights/tf_efficientnet_b7_ap-ddb28fec.pth",
+        "ddb28fec", "timm", "tf", 600, 0.949, "bicubic", *HALF, 85.132, APACHE),
+    ("efficientnet_b7", "ns"): Weights(TIMM + "weights/tf_efficientnet_b7_ns-1dbc32de.pth",
+        "1dbc32de", "timm", "tf", 600, 0.949, "bicubic", *NORM, 86.85, APACHE),
+    ("efficientnet_b7", "torchvision"): Weights(TV + "efficientnet_b7_lukemelas-c5b4e57e.pth",
+        "c5b4e57e0da1a10bb4f8a5b410dd3b7b6e7461f9b757209be29409707c3d87dd",
+        "torchvision", "torchvision", 600, 1.0, "bicubic", *NORM, 84.122, BSD),
+}  # fmt: skip
+
+FC, LAST = (r"^fc$", "head"), (r"^last_linear$", "head")
+RENAMES = {  # per naming, (pattern, replacement) for the module path of a key, all in turn
+    "resnet34": {"torchvision": [FC], "timm": [FC], "cadene": [LAST]},
+    "seresnext101": {"timm": [FC], "cadene": [(r"^layer0\.", ""), (r"se_module", "se"), LAST]},
+    "pnasnet5large": {"timm": [LAST], "cadene": [LAST]},
+}
+EFFICIENTNET_NAMES = {  # ends of the net; n-th block, s.b; its parts; those in stage 0
+    "ours": (
+        "stem.conv stem.bn top.conv top.bn head", "stages.{s}.{b}.",
+        "expand.conv expand.bn dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn",
+        "dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn"),
+    "torchvision": (
+        "features.0.0 features.0.1 features.8.0 features.8.1 classifier.1",
+        "features.{s1}.{b}.block.",
+        "0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
+        "0.0 0.1 1.fc1 1.fc2 2.0 2.1"),
+    "timm": (
+        "conv_stem bn1 conv_head bn2 classifier", "blocks.{s}.{b}.",
+        "conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
+        "conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2"),
+    "lukemelas": (
+        "_conv_stem _bn0 _conv_head _bn1 _fc", "_blocks.{n}.",
+        "_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
+        "_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2"),
+}  # fmt: skip
+
+
+def module_paths(net, naming):
+    """The module paths of an EfficientNet under a naming, in one order for all namings."""
+    ends, block, parts, parts_of_stage_0 = EFFICIENTNET_NAMES[naming]
+    paths, n = ends.split(), 0
+    for s, repeats in enumerate(net.repeats):
+        for b in range(repeats):
+            prefix = block.format(s=s, s1=s + 1, b=b, n=n)
+            paths += [prefix + part for part in (parts if s else parts_of_stage_0).split()]
+            n += 1
+    return paths
+
+
+def namings(arch):
+    known = EFFICIENTNET_NAMES if arch in COEFFICIENTS else RENAMES.get(arch, ())
+    return list(dict.fromkeys(["ours", *known]))
+
+
+def rename(net, state_dict, naming):
+    """The state dict under our names; of a classifier of 1001 rows, the 1000 of ImageNet."""
+    if naming not in namings(net.arch):
+        raise ValueError(f"naming {naming!r}: {net.arch} has {', '.join(namings(net.arch))}")
+    theirs = {}
+    if net.arch in COEFFICIENTS:
+        paths = module_paths(net, naming), module_paths(net, "ours")
+        theirs = dict(zip(*paths, strict=True))
+    renamed = {}
+    for key, value in state_dict.items():
+        module, _, leaf = key.rpartition(".")
+        module = theirs.get(module, module)
+        for pattern, replacement in RENAMES.get(net.arch, {}).get(naming, ()):
+            module = re.sub(pattern, replacement, module)
+        if module == "head" and value.shape[:1] == (1001,):
+            value = value[1:]  # row 0 is the background
+        renamed[f"{module}.{leaf}" if module else key] = value
+    return renamed
+
+
+def recognise(arch, state_dict):
+    """The naming under which most keys are the architecture's."""
+    with torch.device("meta"):
+        net = ARCHITECTURES[arch]()
+    net.arch, own = arch, net.state_dict()
+
+    def known(naming):
+        return sum(k in own or k.startswith("head.") for k in rename(net, state_dict, naming))
+
+    return max(namings(arch), key=known)
+
+
+def load_weights(net, state_dict, naming, source="state dict"):
+    """Copies a published state dict into net, in net's dtype; strict but for the classifier.
+
+    naming   torchvision | timm | cadene | lukemelas | ours, where the net was published under it
+    source   what an error calls the state dict
+    returns  what became of the classifier, which is loaded if its shapes are those of net.head
+    raises   WeightsError listing what is missing, unexpected, mis-shaped, no float, or not finite
+    """
+    own, given = net.state_dict(), rename(net, state_dict, naming)
+    head = {k: v.shape for k, v in own.items() if k.startswith("head.")}
+    found = {k: v.shape for k, v in given.items() if k.startswith("head.")}
+    if found != head:
+        given = {k: v for k, v in given.items() if k not in found}
+    both = [k for k in given if k in own]
+    floats = [k for k in both if own[k].is_floating_point()]  # torch < 0.4.1 saved no BN counters
+    faults = {
+        "missing": [k for k in own if own[k].is_floating_point() and k not in {**given, **head}],
+        "unexpected": [k for k in given if k not in own],
+        "mis-shaped": [k for k in both if given[k].shape != own[k].shape],
+        "not floating-point": [k for k in floats if not given[k].is_floating_point()],
+        "not finite": [k for k in floats if not given[k].isfinite().all()],
+    }
+    lists = [f"{len(k)} {fault} ({', '.join(k[:3])}...)" for fault, k in faults.items() if k]
+    if lists:
+        what = f"{source}: not {net.arch} in {naming} naming"
+        raise WeightsError(f"{what}: {'; '.join(lists)}; check --arch")
+    net.load_state_dict({**own, **given})
+    return f"classifier {'loaded' if found == head else 'dropped' if found else 'absent'}"
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES["I64"] = torch.int64  # BN's num_batches_tracked
+
+
+def read_safetensors(path):
+    """Tensors of a file of u64 length, JSON {name: {dtype, shape, data_offsets}} of it, raw data.
+
+    raises  ValueError, KeyError or TypeError unless the tensors have their shapes and tile the data
+    """
+
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(file.read(length), object_pairs_hook=unique)
+        data = bytearray(file.read())
+    header.pop("__metadata__", None)
+    tensors, position = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+        begin, end = entry["data_offsets"]
+        if not all(n > 0 for n in (*shape, end)) or begin != position:
+            raise ValueError(f"{name}: shape {shape} at {begin}..{end}, expected at {position}")
+        count, position = math.prod(shape), end
+        if end > len(data) or end - begin != count * dtype.itemsize:
+            raise ValueError(f"{name}: shape {shape} at {begin}..{end} of {len(data)} bytes")
+        tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=begin).view(shape)
+    if position != len(data):
+        raise ValueError(f"{len(data) - position} bytes after the last tensor")
+    return tensors
+
+
+def read_weights(path):
+    """The state dict in a safetensors or PyTorch file, which is read as data: no code in it runs.
+
+    Unwrapped as often as it takes: what is under "state_dict" or "model"; "module." or
+    "_orig_mod." where every key has it.  raises WeightsError
+    """
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.lstrip().startswith(b"<"):
+        raise WeightsError(f"{path}: a web page, not weights; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: a git-lfs pointer, not weights; run git lfs pull")
+    try:
+        if start[8:9] == b"{":
+            state = read_safetensors(path)
+        else:
+            with open(path, "rb") as file:  # by its content, whatever its name ends in
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged and hostile files make parsers raise anything
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:160]
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it would call {found[1]}, and weights are read as tensors only"
+        raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
+    while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
+        inner = state.get("state_dict", state.get("model"))
+        prefixes = [p for p in ("module.", "_orig_mod.") if all(k.startswith(p) for k in state)]
+        if isinstance(inner, dict):
+            state = inner
+        elif prefixes:
+            state = {key.removeprefix(prefixes[0]): value for key, value in state.items()}
+        elif all(isinstance(value, torch.Tensor) for value in state.values()):
+            return state
+        else:
+            break
+    raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
+
+
+def file_sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cached_file(arch, tag):
+    """Where a published file is, or would be, in torch's hub cache."""
+    name = WEIGHTS[arch, tag].url.rpartition("/")[2]
+    if name == "model.safetensors":
+        name = f"{arch}-{tag}.safetensors"
+    return os.path.join(torch.hub.get_dir(), "checkpoints", name)
+
+
+def download(url, sha256, path):
+    """url to path, through a temporary name and a check of the hash. raises OSError, ValueError"""
+    temporary = f"{path}.{os.getpid()}.part"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        if not sha256:
+            with urllib.request.urlopen(url.replace("/resolve/", "/raw/"), timeout=30) as pointer:
+                sha256 = re.search(r"oid sha256:(\w{64})|$", pointer.read(999).decode())[1]
+            if not sha256:
+                raise ValueError("the host states no sha256")
+        with urllib.request.urlopen(url, timeout=30) as response, open(temporary, "wb") as file:
+            total, done = int(response.headers.get("Content-Length") or 0), 0
+            print(f"downloading {url}, {total / 1e6:.1f} MB, to {path}", file=sys.stderr)
+            while chunk := response.read(1 << 20):
+                done += file.write(chunk)
+                if sys.stderr.isatty():
+                    print(f"\r{done / 1e6:.1f} MB ", end="\n"[done < total :], file=sys.stderr)
+        if done < total:
+            raise ValueError(f"the server sent {done} of {total} bytes")
+        if not (digest := file_sha256(temporary)).startswith(sha256):
+            raise ValueError(f"what the server sent has sha256 {digest}")
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def find_weights(arch, weights):
+    """(path, record or None, tag, sha256) of "imagenet", a tag of WEIGHTS, or a file.
+
+    The first two are downloaded if need be; a file is looked up by its hash. raises WeightsError
+    """
+    tags = [tag for a, tag in WEIGHTS if a == arch]
+    tag, path = (tags[0] if weights == "imagenet" and tags else weights), weights
+    if tag in tags:
+        path, (url, sha256, *_) = cached_file(arch, tag), WEIGHTS[arch, tag]
+        try:
+            if not os.path.exists(path):
+                download(url, sha256, path)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            raise WeightsError(
+                f"{arch} {tag}: cannot download {url}: {' '.join(str(error).split())}; expected "
+                f"sha256 {sha256 or 'stated there'}; get it otherwise and pass --weights FILE"
+            ) from error
+    elif not os.path.isfile(path):
+        tags = ", ".join(tags) or "none"
+        raise WeightsError(f"weights {path}: no such file; published for {arch}: {tags}")
+    digest = file_sha256(path)
+    for (a, t), record in WEIGHTS.items():
+        if record.sha256 and digest.startswith(record.sha256):
+            if a != arch:
+                raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
+            return path, record, t, digest
+        if record.sha256 and os.path.basename(path) == os.path.basename(cached_file(a, t)):
+            raise WeightsError(
+                f"{path}: damaged or misnamed: its sha256 is {digest}, of the published file "
+                f"{record.sha256}; delete it and get it again"
+            )
+    return path, WEIGHTS.get((arch, tag)), tag if tag in tags else "unlisted file", digest
+
+
+# ------------------------------------------------------------------------------- the public thing
+
+
+def create_model(
+    arch, num_classes=43, head="mish", weights=None, dropout=0.5, checkpoint_activations=False,
+    **options,
+):  # fmt: skip
+    """A network of ARCHITECTURES with a head, and with published weights if asked for.
+
+    head      "mish": the report's Linear(F, 256), Mish, dropout, Linear(256, C); "linear": a Linear
+    weights   None or "none"; "imagenet": the first of WEIGHTS; a tag there; a file, in any naming
+    dropout   probability, in the Mish head
+    checkpoint_activations  backward computes each block again: less memory, the same result
+    options   flavour, se_pool, se, activation, drop_connect, where the arch has them; None: default
+    returns   net with .arch .num_features .head; .input_config: size (pixels), mean, std,
+              interpolation, those of the weights; .weights_info: a line on what was loaded;
+              .config: create_model(**net.config) is the same net with random weights
+    raises    ValueError naming the choices; WeightsError
+    """
+    choices = {"arch": list(ARCHITECTURES), "head": ("mish", "linear"), "se_pool": ("avg", "max")}
+    choices |= {"flavour": FLAVOURS.get(arch), "activation": ("silu", "relu6")}
+    options = {option: value for option, value in options.items() if value is not None}
+    for option, value in {"arch": arch, "head": head, **options}.items():
+        known = ["arch", "head", *inspect.signature(ARCHITECTURES.get(arch, Tiny)).parameters]
+        if option not in known:
+            raise ValueError(f"{arch} has no {option}, only {', '.join(known)}")
+        if option in choices and value not in choices[option]:
+            raise ValueError(f"{option} {value!r}: choose from {', '.join(choices[option])}")
+
+    path = record = naming = None
+    if weights not in (None, "none"):
+        path, record, tag, digest = find_weights(arch, weights)
+        state = read_weights(path)
+        naming = record.naming if record else recognise(arch, state)
+    if arch in FLAVOURS and "flavour" not in options:
+        second = naming == ("timm" if arch == "seresnext101" else "torchvision")
+        options["flavour"] = record.flavour if record else FLAVOURS[arch][second]
+
+    net = initialise(ARCHITECTURES[arch](**options))
+    net.arch, net.checkpoint_activations = arch, checkpoint_activations
+    if head == "mish":
+        net.head = MishHead(net.num_features, num_classes, p=dropout)
+    else:
+        net.head = nn.Linear(net.num_features, num_classes)
+    net.config = {"arch": arch, "num_classes": num_classes, "head": head, "dropout": dropout}
+    net.config |= options
+    net.input_config = {"size": 64, "mean": NORM[0], "std": NORM[1], "interpolation": "bilinear"}
+    if source := record or next((r for (a, _), r in WEIGHTS.items() if a == arch), None):
+        net.input_config = {key: getattr(source, key) for key in net.input_config}
+    net.weights_info = "none: random initialisation"
+    if path:
+        done = load_weights(net, state, naming, path)
+        flavour = f", {options['flavour']} flavour" if "flavour" in options else ""
+        net.weights_info = f"{tag}, {naming} naming{flavour}, {done}, sha256 {digest[:8]}, {path}"
+    return net
+
+
+@torch.no_grad()
+def set_prior_bias(net, frequency):
+    """Sets the last bias to logit(frequency), to start from the prior (Lin et al. 2017, 4.1).
+
+    frequency  (C,) in [0, 1], clipped to [1e-4, 1 - 1e-4], so that biases are within 9.3 of 0
+    """
+    last = net.head[-1] if isinstance(net.head, nn.Sequential) else net.head
+    last.bias.copy_(torch.as_tensor(frequency, dtype=torch.float64).logit(eps=1e-4))
+
+
+def set_frozen(net, backbone=False, bn=False):
+    """Freezes, or frees, the backbone and every BN: no gradient, and evaluation mode in train()."""
+    net.frozen_backbone, net.frozen_bn = backbone, bn
+    for name, module in net.named_modules():
+        frozen = backbone and name.partition(".")[0] != "head"
+        frozen = frozen or (bn and isinstance(module, nn.BatchNorm2d))
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(not frozen)
+    net.train(net.training)
+
+
+def parameter_groups(net, lr, head_lr=None, weight_decay=0.0):
+    """For an optimizer: backbone at lr, head at head_lr (None: lr); all of both is decayed."""
+    backbone = [p for name, p in net.named_parameters() if not name.startswith("head.")]
+    head = list(net.head.parameters())
+    groups = (("backbone", backbone, lr), ("head", head, lr if head_lr is None else head_lr))
+    return [
+        {"name": name, "params": params, "lr": rate, "weight_decay": weight_decay}
+        for name, params, rate in groups
+    ]
+
+
+def main():
+    """Prints the architectures and their weights, computed on the meta device."""
+    print("parameters and G multiply-adds with a linear head of 1000 classes\n")
+    print(f"{'':<16} parameters features  224 px      its size  weights and their top-1 in %")
+    for arch in ARCHITECTURES:
+        with torch.device("meta"):
+            net = create_model(arch, 1000, "linear").eval()
+        sizes = 224, COEFFICIENTS[arch][2] if arch in COEFFICIENTS else net.input_config["size"]
+        macs = []
+        for size in sizes:
+            with FlopCounterMode(display=False) as counter:
+                net(torch.empty(1, 3, size, size, device="meta"))
+            macs.append(counter.get_total_flops() / 2e9)
+        parameters = sum(p.numel() for p in net.parameters())
+        tags = ", ".join(f"{t} {r.top1:.1f}" for (a, t), r in WEIGHTS.items() if a == arch)
+        macs = f"{macs[0]:>8.3f}{f'{macs[1]:.3f} @ {sizes[1]}':>14}"
+        print(f"{arch:<16}{parameters:>11,}{net.num_features:>9}{macs}  {tags}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Times the networks beside their peers, all in one run: python -m tests.bench_model [arch ...]
+
+On a CPU at batch 2, 224 px, float32: forward in evaluation mode, forward and backward in training
+mode, and the peak of resident memory above that after building, in a process of its own. With a GPU
+also a training step at the report's batch size (AMP fp16, channels_last, SGD), ours and timm's.
+A figure is the fastest of --rounds calls, which alternate between the networks; on a CPU it is one
+thread's processor time, in which other work on the machine hardly shows. Dropout and stochastic
+depth are off, and every head is one linear layer.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from functools import partial
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from model import COEFFICIENTS, create_model
+
+
+def networks(arch):
+    """name -> constructor of the same function with 1000 classes."""
+    ours = partial(create_model, arch, 1000, "linear")
+    if arch in COEFFICIENTS:
+        nets = {
+            f"{flavour}, {name}": build
+            for flavour, peer in (("tf", f"tf_{arch}"), ("torchvision", arch))
+            for name, build in (
+                ("ours", partial(ours, flavour=flavour, drop_connect=0.0)),
+                ("timm", partial(timm.create_model, peer)),
+            )
+        }
+        theirs = getattr(torchvision.models, arch)
+        return nets | {"torchvision, torchvision": partial(theirs, stochastic_depth_prob=0.0)}
+    if arch == "seresnext101":
+        return {
+            "cadene, ours": ours,
+            "cadene, timm": partial(timm.create_model, "legacy_seresnext101_32x4d"),
+            "gluon, ours": partial(ours, flavour="gluon"),
+            "gluon, timm": partial(timm.create_model, "seresnext101_32x4d"),
+        }
+    nets = {", ours": ours, ", timm": partial(timm.create_model, arch)}
+    if arch == "resnet34":
+        nets[", torchvision"] = torchvision.models.resnet34
+    return nets
+
+
+def forward(net, x):
+    with torch.no_grad():
+        net.eval()(x)
+
+
+def forward_backward(net, x):
+    net.train().zero_grad(set_to_none=True)
+    net(x).square().mean().backward()
+
+
+def without_dropout(net):
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net
+
+
+def fastest(nets, call, rounds):
+    """name -> seconds."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.memory_allocated() > 0
+    clock = time.perf_counter if on_gpu else time.process_time
+    seconds = dict.fromkeys(nets, float("inf"))
+    for _ in range(rounds):
+        for name, net in nets.items():
+            start = clock()
+            call(net)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds[name] = min(seconds[name], clock() - start)
+    return seconds
+
+
+def peak_mib(arch, name):
+    """Of one forward and one training step, in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench_model", "--peak", arch, name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def peak(arch, name):
+    def resident(field):
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
+
+    torch.set_num_threads(1)
+    net, x = without_dropout(networks(arch)[name]()), torch.randn(2, 3, 224, 224)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the high-water mark falls to what is resident
+    before = resident("VmRSS")
+    forward(net, x)
+    forward_backward(net, x)
+    print(resident("VmHWM") - before)
+
+
+def on_cpu(arch, rounds):
+    nets = {name: without_dropout(build()) for name, build in networks(arch).items()}
+    x = torch.randn(2, 3, 224, 224)
+    ahead = fastest(nets, lambda net: forward(net, x), rounds)
+    back = fastest(nets, lambda net: forward_backward(net, x), rounds)
+    for name in nets:
+        peers = [n for n in nets if n.split(",")[0] == name.split(",")[0] and "ours" not in n]
+        ratios = [t[name] / min(t[p] for p in peers) for t in (ahead, back)]
+        print(
+            f"{arch:<16}{name:<26}{ahead[name]:>8.3f} s {ratios[0]:>5.2f}{back[name]:>9.3f} s "
+            f"{ratios[1]:>5.2f}{peak_mib(arch, name):>8.0f} MiB",
+            flush=True,
+        )
+
+
+def on_cuda(arch, batch, rounds):
+    nets = {n: b for n, b in networks(arch).items() if "ours" in n or "timm" in n}
+    x = torch.randn(batch, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
+    steps, peaks = {}, {}
+    for name, build in nets.items():
+        net = without_dropout(build()).cuda().to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+        steps[name] = (net, optimizer, torch.amp.GradScaler())
+
+    def step(parts):
+        net, optimizer, scaler = parts
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.float16):
+            loss = net(x).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    for name in steps:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        step(steps[name])
+        peaks[name] = (torch.cuda.max_memory_allocated() - held) / 2**20
+    for name, seconds in fastest(steps, step, rounds).items():
+        print(
+            f"{arch:<16}{name:<26}{seconds * 1e3:>8.1f} ms a step of {batch}{peaks[name]:>9.0f} MiB"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    archs = ["resnet34", "seresnext101", "pnasnet5large", "efficientnet_b0", "efficientnet_b7"]
+    parser.add_argument("arch", nargs="*", default=archs)
+    parser.add_argument("--rounds", type=int, default=10, help="calls of each network")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        return peak(*args.peak)
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread, batch 2, 224 px, float32")
+    print(
+        f"{'':<42}{'forward':>10}{'':>6}{'+ backward':>11}{'':>6}{'peak':>12}  (ratio to best peer)"
+    )
+    for arch in args.arch:
+        on_cpu(arch, args.rounds)
+    if torch.cuda.is_available():
+        for arch, batch in (("seresnext101", 64), ("efficientnet_b7", 24)):
+            on_cuda(arch, batch, 20)
+    return None
+
+
+if __name__ == "__main__":
+    main()

