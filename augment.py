@@ -1,0 +1,762 @@
+"""The report's augmentations as batched torch ops on the device, every sample with its own draws.
+
+    python augment.py IMAGE... --out grid.png       one row per op, then whole draws
+
+Flip, scale, crop, pad, rotate (one affine sampling) -> one of gamma | hue, saturation, value |
+brightness, contrast -> one of Gaussian | motion | median blur -> coarse dropout -> normalise.
+All draws are made on the host and cross to the device in one copy: the size of every op's subset is
+known there, and nothing synchronises. Ops hand each other 8-bit levels and truncate where the
+library did; without those floors the images would be 0.2 to 0.5 level brighter.
+
+sources  albumentations 0.4.5 on OpenCV 4.2 (April 2020) for the photometric ops and their units;
+         loader/transforms.py of github.com/rochesterxugroup/csc_249_final_proj_a2d_cls (geometry)
+differs  - A rotated sample is interpolated once, not twice, hence sharper (`exact=True`: twice).
+         - The field of view is that of a 320-pixel frame seen at 224 whatever the sizes are:
+           the effective scale is s * size/224 * 320/min(H, W) with s ~ U(0.5, 2).
+         - Colours are RGB throughout; the loader fed BGR frames through RGB statistics.
+         - One to five holes ("up to five"); the library made that call's holes always five.
+         - An op switched off leaves its samples as they are, and every other draw unchanged.
+"""
+
+import argparse
+import hashlib
+import struct
+import sys
+from collections import namedtuple
+from functools import cache
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageOps
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FILL = (124, 117, 104)  # RGB levels outside the frame: the loader's (103.939, 116.779, 123.68) BGR
+TRIES = 8  # geometries drawn per sample; all but the first serve empty="redraw"
+HOLES, HOLE = 5, 8  # most holes in a sample; side of a hole in pixels
+RANGES = {  # uniform in [low, high); where an integer is meant, its floor counts
+    "tone": (1, 7), "gamma_percent": (60, 121), "hue": (-10, 10), "saturation": (-20, 20),
+    "value": (-20, 20), "alpha": (0.8, 1.2), "beta": (-0.2, 0.2), "blur": (1, 7), "motion": (0, 1),
+    "dropout": (0, 1), "holes": (1, 1 + HOLES), "vflip": (0, 1), "transpose": (0, 1),
+    "sharpen": (0, 1), "sharpen_alpha": (0.2, 0.5), "sharpen_lightness": (0.5, 1.0),
+}
+FORCE = {  # each op's name, and the fields of Draws that make it happen in a preview
+    "flip": {"flip": True}, "scale": {}, "crop": {}, "rotate": {"degrees": 10.0},
+    "gamma": {"tone": 1}, "hsv": {"tone": 2}, "brightness": {"tone": 3},
+    "gaussian": {"blur": 1}, "motion": {"blur": 2}, "median": {"blur": 3},
+    "dropout": {"holes": HOLES},
+    "vflip": {"vflip": True}, "transpose": {"transpose": True}, "sharpen": {"sharpen": True},
+}
+EXTRA = ("vflip", "transpose", "sharpen")  # tried by the report and rejected: off by default
+OPS = tuple(name for name in FORCE if name not in EXTRA)
+CHUNK_BYTES = 2**29  # of temporaries at once on an accelerator
+
+
+def generator(seed, epoch, step, rank=0):
+    """CPU torch.Generator, a pure function of four integers, each in [-2^63, 2^63).
+
+    BLAKE2b of their 32 bytes is the seed, so that neighbours are unrelated. torch's generator keeps
+    32 bits of it: among 10^4 steps some two share their draws with probability 1 %.
+    """
+    digest = hashlib.blake2b(struct.pack("<4q", seed, epoch, step, rank), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+# ---------------------------------------------------------------------------- drawn on the host
+
+
+class Draws(NamedTuple):
+    """CPU tensors, row i for sample i. Of the T = TRIES geometries the first is used."""
+
+    flip: torch.Tensor  # (B, T) bool, left-right
+    scale: torch.Tensor  # (B, T) float64, effective: output pixels per frame pixel
+    crop: torch.Tensor  # (B, T, 2) int64 (top, left) of the window in the scaled frame
+    pad: torch.Tensor  # (B, T, 2) int64 (top, left) of the scaled frame in the output
+    degrees: torch.Tensor  # (B, T) float64, counter-clockwise
+    tone: torch.Tensor  # (B,) int64: 0 none, 1 gamma, 2 hsv, 3 brightness
+    gamma: torch.Tensor  # (B,) float64
+    shift: torch.Tensor  # (B, 3) float64: hue in units of 2 degrees, saturation, value in levels
+    contrast: torch.Tensor  # (B, 2) float64: alpha, beta
+    blur: torch.Tensor  # (B,) int64: 0 none, 1 gaussian, 2 motion, 3 median
+    motion: torch.Tensor  # (B, 3, 3) float32 kernels
+    holes: torch.Tensor  # (B,) int64 in 0..5
+    corners: torch.Tensor  # (B, 5, 2) int64 (top, left) of the holes
+    vflip: torch.Tensor  # (B,) bool, and the next two
+    transpose: torch.Tensor
+    sharpen: torch.Tensor
+    edge: torch.Tensor  # (B, 3, 3) float32 sharpening kernels
+
+
+@cache
+def motion_kernels():
+    """(36, 3, 3) float32 kernels of a 3x3 motion blur, (36,) float64 probabilities.
+
+    A line between two of the nine cells, divided by its length; where it has a middle cell, that
+    one rounds towards the left end. Probability 3/81 for a pair in one column, else 2/81.
+    """
+    kernels, weight = torch.zeros(36, 3, 3), torch.full((36,), 2 / 81, dtype=torch.float64)
+    cells = [(x, y) for x in range(3) for y in range(3)]
+    for i, ((x0, y0), (x1, y1)) in enumerate(combinations(cells, 2)):  # x0 <= x1
+        kernels[i, y0, x0] = kernels[i, y1, x1] = 1
+        if max(x1 - x0, abs(y1 - y0)) == 2:
+            kernels[i, y0 + int((y1 - y0) / 2), x0 + (x1 - x0) // 2] = 1
+        if x0 == x1:
+            weight[i] = 3 / 81
+    return kernels / kernels.sum((1, 2), keepdim=True), weight
+
+
+def scaled_size(sizes, scale):
+    """(B, 2) int64 sizes, (B, T) float64 scales -> (B, T, 2) float64: round(H s), at least 1."""
+    return (sizes[:, None] * scale[..., None]).round_().clamp_(min=1)
+
+
+def draw(batch, generator, sizes, size=224, without=(), extra=()):
+    """All random parameters of `batch` samples: Draws.
+
+    Row i is a function of the generator's state, of i and of sizes[i] alone.
+    sizes      (B, 2) int64 true (height, width) of the frames
+    size       side of the output in pixels
+    without    names in OPS that never happen; extra: names in EXTRA that do, with p = 1/2
+    """
+    on = {name: name in extra if name in EXTRA else name not in without for name in FORCE}
+    u = torch.rand(batch, len(RANGES) + 2 * HOLES + 8 * TRIES, generator=generator,
+                   dtype=torch.float64)
+    u, corners, geometry = u.split((len(RANGES), 2 * HOLES, 8 * TRIES), 1)
+    low, high = torch.tensor(list(RANGES.values()), dtype=torch.float64).unbind(1)
+    v = dict(zip(RANGES, (low + (high - low) * u).T.contiguous(), strict=True))  # each (B,)
+
+    def one_of(choice, *names):  # 1, 2, 3 with 1/6 each, else 0
+        table = [0, *(i * on[name] for i, name in enumerate(names, 1)), 0, 0, 0]
+        return torch.tensor(table)[choice.long()]
+
+    flip, s, top, left, pad_top, pad_left, turn, angle = geometry.view(-1, TRIES, 8).unbind(2)
+    view = size / 224 * 320 / sizes.amin(1, keepdim=True)
+    scale = view * (0.5 + 1.5 * s if on["scale"] else torch.ones_like(s))  # (B, T)
+    if not on["crop"]:
+        top = left = pad_top = pad_left = torch.full_like(s, 0.5)
+    spare = scaled_size(sizes, scale) - size  # (B, T, 2): positive to crop, negative to pad
+    kernels, weight = motion_kernels()
+    a = v["sharpen_alpha"][:, None]
+    edge = -a.repeat(1, 9)  # imgaug's Sharpen: identity blended with an edge kernel
+    edge[:, 4:5] = 1 - a + a * (8 + v["sharpen_lightness"][:, None])
+    return Draws(
+        flip=(flip < 0.5) & on["flip"],
+        scale=scale,
+        crop=(torch.stack((top, left), 2) * (spare.clamp(min=0) + 1)).long(),
+        pad=(torch.stack((pad_top, pad_left), 2) * (1 - spare.clamp(max=0))).long(),
+        degrees=(20 * angle - 10) * ((turn < 0.5) & on["rotate"]),
+        tone=one_of(v["tone"], "gamma", "hsv", "brightness"),
+        gamma=v["gamma_percent"].floor() / 100,
+        shift=torch.stack((v["hue"], v["saturation"], v["value"]), 1),
+        contrast=torch.stack((v["alpha"], v["beta"]), 1),
+        blur=one_of(v["blur"], "gaussian", "motion", "median"),
+        motion=kernels[torch.searchsorted(weight.cumsum(0)[:-1], v["motion"], right=True)],
+        holes=v["holes"].long() * ((v["dropout"] < 0.5) & on["dropout"]),
+        corners=(corners * (size - HOLE + 1)).long().view(-1, HOLES, 2),
+        vflip=(v["vflip"] < 0.5) & on["vflip"],
+        transpose=(v["transpose"] < 0.5) & on["transpose"],
+        sharpen=(v["sharpen"] < 0.5) & on["sharpen"],
+        edge=edge.float().view(-1, 3, 3),
+    )
+
+
+# ----------------------------------------------------------------------------------- geometry
+
+# Output pixel (x, y) -> p = (cos x - sin y + px, sin x + cos y + py), turned back -> u = p - pad,
+# in the rectangle that the scaled frame fills -> frame pixel q = m clamp(u, lo, hi) + n.
+# Each field is a number (one sample) or a tensor (n, 1, 1).
+Map = namedtuple("Map", "cos sin px py pad_left pad_top rect_w rect_h lo_x hi_x lo_y hi_y "
+                        "mx nx my ny scale left top flip width height")
+
+
+def plan(sizes, scale, crop, pad, degrees, flip, size, device):
+    """Map's fields as the last axis of a (B, T, 22) float64 CPU tensor; arguments as in Draws.
+
+    (rect_h, rect_w) = min(size, round(H s)). OpenCV maps by 1/s exactly, not by the ratio of the
+    rounded sizes, and copies where those are equal. On an accelerator, where frames stay padded,
+    sampling keeps 2^-10 pixel inside the true frame: rounding cannot reach the padding.
+    """
+    whole = scaled_size(sizes, scale)
+    height, width = (sizes[:, None, i].double().expand_as(scale) for i in (0, 1))
+    s = torch.where((whole == sizes[:, None]).all(2), 1.0, scale)
+    rect_h, rect_w = whole.clamp(max=size).unbind(2)
+    (top, left), (pad_top, pad_left) = crop.double().unbind(2), pad.double().unbind(2)
+    cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
+    c = size / 2  # the loader's centre, half a pixel off the true one
+    f, inset = flip.double(), 2**-10 if _whole(device) else 0
+
+    def axis(rect, offset, n):  # the frame's end wins, should a tiny scale leave no room
+        high = torch.minimum((n - 0.5 - inset) * s - 0.5 - offset, rect - 1)
+        return torch.minimum(((inset + 0.5) * s - 0.5 - offset).clamp(min=0), high), high
+
+    (lo_x, hi_x), (lo_y, hi_y) = axis(rect_w, left, width), axis(rect_h, top, height)
+    nx, ny = (left + 0.5) / s - 0.5, (top + 0.5) / s - 0.5
+    return torch.stack(Map(
+        cos=cos, sin=sin, px=c - c * cos + c * sin, py=c - c * sin - c * cos,
+        pad_left=pad_left, pad_top=pad_top, rect_w=rect_w, rect_h=rect_h,
+        lo_x=lo_x, hi_x=hi_x, lo_y=lo_y, hi_y=hi_y,
+        mx=(1 - 2 * f) / s, nx=nx + f * (width - 1 - 2 * nx), my=1 / s, ny=ny,
+        scale=s, left=left, top=top, flip=f, width=width, height=height,
+    ), 2)
+
+
+def _maps(table, dtype):
+    """(n, 22) rows of a plan -> Map of (n, 1, 1) tensors."""
+    return Map(*table.to(dtype).view(-1, 22, 1, 1).unbind(1))
+
+
+def _whole(device):
+    """Work on whole batches? On the CPU one sample at a time is faster: it stays in cache."""
+    return device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _levels(x):
+    """floor of float32 in [0, 256) as uint8, by way of int16, which converts four times faster."""
+    return x.to(torch.int16).to(torch.uint8)
+
+
+def _sample(frames, m, size, fill, turned, covered, box=(0, 0)):
+    """fill + w (bilinear(frame, q) - fill), rounded; w falls from 1 to 0 over the rectangle's rim.
+
+    frames     (n, 3, h, w) uint8, cut out of the whole frames at box = (top, left)
+    turned     False: no sample rotates; covered: no output pixel lies outside the rectangle
+    """
+    h, w = frames.shape[2:]
+    x = torch.arange(size, dtype=torch.float32, device=frames.device)
+    y = x[:, None]
+    if turned:
+        ux = (m.cos * x + (m.px - m.pad_left)) - m.sin * y  # (n, S, S)
+        uy = (m.sin * x + (m.py - m.pad_top)) + m.cos * y
+    else:
+        ux, uy = x - m.pad_left, y - m.pad_top  # (S,), (S, 1)
+    grid = ux.new_empty(len(frames), 2, size, size)  # float32: half would move by 0.07 pixel
+    grid[:, 0] = ux.clamp(m.lo_x, m.hi_x) * (m.mx * 2 / w) + ((m.nx + 0.5 - box[1]) * 2 / w - 1)
+    grid[:, 1] = uy.clamp(m.lo_y, m.hi_y) * (m.my * 2 / h) + ((m.ny + 0.5 - box[0]) * 2 / h - 1)
+    out = F.grid_sample(frames.float(), grid.permute(0, 2, 3, 1), "bilinear", "border",
+                        align_corners=False)
+    if not covered:
+        wx = torch.minimum(ux + 1, m.rect_w - ux).clamp_(0, 1)
+        wy = torch.minimum(uy + 1, m.rect_h - uy).clamp_(0, 1)
+        out = torch.lerp(fill, out, (wx * wy).view(-1, 1, size, size))
+    return _levels(out.add_(0.5))  # (n, 3, S, S)
+
+
+def _warp(frames, table, size, fill):
+    """The image's part of `warp`: table (B, 22), fill (3, 1, 1) float32 on the frames' device."""
+    batch, _, height, width = frames.shape
+    out = frames.new_empty(batch, 3, size, size)
+    if _whole(frames.device):
+        chunk = max(1, CHUNK_BYTES // (12 * height * width))
+        for i in range(0, batch, chunk):
+            m = _maps(table[i : i + chunk], torch.float32)
+            out[i : i + chunk] = _sample(frames[i : i + chunk], m, size, fill, True, False)
+        return out
+    for i, row in enumerate(table.tolist()):  # widens only what is seen
+        m = Map(*row)
+        x = sorted((m.lo_x * m.mx + m.nx, m.hi_x * m.mx + m.nx))
+        left, right = max(int(x[0]), 0), min(int(x[1]) + 2, int(m.width))
+        top = max(int(m.lo_y * m.my + m.ny), 0)
+        bottom = min(int(m.hi_y * m.my + m.ny) + 2, int(m.height))
+        covered = m.sin == 0 and m.rect_w == size == m.rect_h
+        out[i] = _sample(frames[i : i + 1, :, top:bottom, left:right], m, size, fill, m.sin != 0,
+                         covered, (top, left))[0]
+    return out
+
+
+def _sample_labels(label_maps, rows, m, size, turned):
+    """The loader's two nearest steps: floor((r - pad + crop) / s) at r = floor(p + 1/2).
+
+    label_maps (B, H, W) uint8, of which `rows` ((n, 1, 1) int64 or one number) are sampled
+    returns    (n, S, S) uint8, 255 outside the rectangle; in float64, equal on CPU and CUDA
+    """
+    height, width = label_maps.shape[1:]
+    r = torch.arange(-1, size + 1, dtype=torch.float64, device=label_maps.device)  # with a rim
+    ux, uy = r - m.pad_left, r[:, None] - m.pad_top  # (n, 1, S+2), (n, S+2, 1)
+    qx = ((ux + m.left) / m.scale).floor_().clamp_(min=0).clamp(max=m.width - 1)
+    qy = ((uy + m.top) / m.scale).floor_().clamp_(min=0).clamp(max=m.height - 1)
+    qx = (qx + m.flip * (m.width - 1 - 2 * qx)).long()
+    index = (qy.long() + rows * height) * width + qx
+    out = label_maps.reshape(-1).index_select(0, index.view(-1)).view(-1, size + 2, size + 2)
+    out |= ((ux < 0) | (ux >= m.rect_w)).to(torch.uint8) * 255
+    out |= ((uy < 0) | (uy >= m.rect_h)).to(torch.uint8) * 255
+    if not turned:
+        return out[:, 1:-1, 1:-1]
+    x, y = r[1:-1], r[1:-1, None]
+    rx = ((m.cos * x + (m.px + 1.5)) - m.sin * y).floor_().clamp_(0, size + 1)  # the rim is 255
+    ry = ((m.sin * x + (m.py + 1.5)) + m.cos * y).floor_().clamp_(0, size + 1)
+    index = ry.mul_(size + 2).add_(rx).long().view(len(out), -1)
+    index += torch.arange(len(out), device=r.device)[:, None] * (size + 2) ** 2
+    return out.view(-1).index_select(0, index.view(-1)).view(-1, size, size)
+
+
+def _warp_labels(label_maps, table, size):
+    """Each sample's first of T geometries that shows an actor, else its first: map and plan.
+
+    The CPU tries one after another; elsewhere all are made, so that nothing synchronises.
+    table      (B, T, 22) on the maps' device
+    returns    (B, size, size) uint8, (B, 22)
+    """
+    batch, tries = table.shape[:2]
+    if not _whole(label_maps.device):
+        maps, best = label_maps.new_empty(batch, size, size), []
+        for i, plans in enumerate(table.tolist()):
+            for t in (*range(tries), 0) if tries > 1 else (0,):  # all empty: back to the first
+                m = Map(*plans[t])
+                maps[i] = _sample_labels(label_maps, i, m, size, m.sin != 0)[0]
+                if tries > 1 and maps[i].amin() < 255:
+                    break
+            best.append(t)
+        return maps, table[torch.arange(batch), torch.tensor(best)]
+    maps, chosen = label_maps.new_empty(batch, size, size), table[:, 0].clone()
+    chunk = max(1, CHUNK_BYTES // (48 * tries * size * size))
+    for i in range(0, batch, chunk):
+        part = table[i : i + chunk]
+        rows = torch.arange(i, i + len(part), device=table.device).view(-1, 1).expand(-1, tries)
+        found = _sample_labels(label_maps, rows.reshape(-1, 1, 1),
+                               _maps(part.flatten(0, 1), torch.float64), size, True)
+        found = found.view(-1, tries, size * size)
+        best = (found.amin(2) < 255).to(torch.uint8).argmax(1).view(-1, 1, 1)  # the first maximum
+        maps[i : i + chunk] = found.gather(1, best.expand(-1, 1, size**2)).view(-1, size, size)
+        chosen[i : i + chunk] = part.gather(1, best.expand(-1, 1, 22))[:, 0]
+    return maps, chosen
+
+
+def warp(frames, scale, crop, pad, degrees, flip, size=224, fill=FILL, label_maps=None, sizes=None):
+    """Flip, scale, crop, pad, rotate: one bilinear sampling of the frames, nearest of label maps.
+
+    frames     (B, 3, H, W) uint8; sizes (B, 2) int64 on the CPU, the true (height, width) where
+               frames are padded at right and bottom, else None
+    scale ..   as in Draws with T left out, on the CPU; rotation is about pixel (size/2, size/2)
+    label_maps (B, H, W) uint8 or None
+    returns    (B, 3, size, size) uint8, (B, size, size) uint8 (255 = none) or None
+    """
+    parameters = (v[:, None] for v in (scale.double(), crop, pad, degrees, flip))
+    table = plan(_sizes(frames, sizes), *parameters, size, frames.device)
+    table, fill = _ship([table, torch.tensor(fill, dtype=torch.float32)], frames.device)
+    maps = None if label_maps is None else _warp_labels(label_maps, table, size)[0]
+    return _warp(frames, table[:, 0], size, fill.view(3, 1, 1)), maps
+
+
+def visible(label_maps, num_classes):
+    """(B, S, S) uint8 maps -> (B, num_classes) float32 multi-hot: classes with at least a pixel."""
+    maps = label_maps.flatten(1)
+    if not _whole(maps.device):  # the faster one here; elsewhere it would synchronise
+        found = torch.stack([torch.bincount(row, minlength=256) for row in maps]).clamp_(max=1)
+    else:
+        found = torch.zeros(len(maps), 256, device=maps.device).scatter_(1, maps.long(), 1.0)
+    return found[:, :num_classes].float().contiguous()
+
+
+# -------------------------------------------------- photometric: uint8 (n, 3, S, S) -> the same
+
+
+def tone(x, table):
+    """y = table[x], each sample by its own row of the (n, 256) uint8 table on x's device."""
+    first = 256 * torch.arange(len(x), dtype=torch.int32, device=x.device).view(-1, 1, 1, 1)
+    return table.reshape(-1).index_select(0, (x.int() + first).view(-1)).view(x.shape)
+
+
+def gamma_table(gamma):
+    """(n,) -> (n, 256) uint8: floor(255 (k/255)^gamma).
+
+    float64, with k times 1/255, as in the library: gamma = 1 lowers 24 of the 256 levels by one.
+    """
+    k = torch.arange(256, dtype=torch.float64) * (1 / 255)
+    return (k ** gamma.double()[:, None] * 255).clamp_(0, 255).to(torch.uint8)
+
+
+def contrast_table(contrast):
+    """(n, 2) alpha, beta -> (n, 256) uint8: floor(clip(alpha k + 255 beta, 0, 255)) in float32."""
+    alpha, beta = contrast.float()[:, :, None].unbind(1)
+    return (torch.arange(256.0) * alpha + beta * 255).clamp_(0, 255).to(torch.uint8)
+
+
+def gamma(x, gamma):
+    """y = floor(255 (x/255)^gamma), gamma (n,) on the CPU. The report draws 0.60, 0.61 .. 1.20."""
+    return tone(x, gamma_table(gamma).to(x.device))
+
+
+def brightness_contrast(x, contrast):
+    """y = floor(clip(alpha x + 255 beta)), contrast (n, 2) alpha, beta on the CPU.
+
+    The report draws beta ~ U(-0.2, 0.2); alpha ~ U(0.8, 1.2) is the library's unnamed default.
+    """
+    return tone(x, contrast_table(contrast).to(x.device))
+
+
+def _hue_weights(device):
+    """(3, 360) float32: w of red, green, blue at hue h - 30; by sixth from red: f 1 1 1-f 0 0."""
+    level = (torch.arange(360, device=device) + 150) % 180
+    f = (level.float() * (1 / 30)).remainder_(1)  # position in the sixth, rounded as in OpenCV
+    k = (level // 30 + 5 - 2 * torch.arange(3, device=device)[:, None]) % 6
+    return (k == 0) * f + ((k == 1) | (k == 2)) + (k == 3) * (1 - f)
+
+
+def hue_saturation_value(x, shift):
+    """H' = floor((H + dh) mod 180), S' = floor(clip(S + ds)), V' = floor(clip(V + dv)).
+
+    shift      (n, 3) on x's device: dh in units of 2 degrees, ds, dv in levels. The report draws
+               U(-10, 10) and U(-20, 20); dv ~ U(-20, 20) is the library's unnamed default
+    source     OpenCV's 8-bit HSV: 12-bit fixed point, and back in float32, truncated. A grey has
+               S = H = 0 and turns reddish with ds >= 1, as in 0.4.5; later versions keep it grey
+    """
+    dh, ds, dv = shift.floor().float()[:, :, None, None].unbind(1)
+    r, g, b = x.float().unbind(1)
+    value = torch.maximum(torch.maximum(r, g), b)  # (n, S, S), all integers
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    per_value = (1044480 / value.clamp(min=1)).round_().int()  # 255 * 4096 / V
+    saturation = (per_value.mul_(chroma.int()).add_(2048) >> 12).float()
+    red, green = ((c - value + 1).clamp_(0, 1) for c in (r, g))  # 1 where c is the maximum
+    sixth = torch.lerp(torch.lerp(r - g + 4 * chroma, b - r + 2 * chroma, green), g - b, red)
+    per_chroma = (122880 / chroma.clamp(min=1)).round_()  # 180 * 4096 / 6C
+    hue = sixth.mul_(per_chroma).add_(2048).mul_(1 / 4096).floor_()  # -30 .. 150
+    hue = hue.add_(dh.remainder(180) + 30).int().view(-1)  # 0 .. 359, of which 30 is red
+
+    s = saturation.add_(ds).clamp_(0, 255).mul_(1 / 255)
+    v = (value + dv).clamp_(0, 255).mul_(1 / 255)
+    out = torch.empty_like(x)
+    for channel, weights in enumerate(_hue_weights(x.device)):  # channel = v (1 - s w)
+        w = weights.index_select(0, hue).view(value.shape)
+        out[:, channel] = _levels(w.mul_(s).neg_().add_(1).mul_(v).mul_(255))
+    return out
+
+
+def _pad(x, edge):
+    """A pixel more on each side: edge=1 REFLECT_101, 0 replicated. F.pad refuses uint8 on CUDA."""
+    for axis in (2, 3):
+        last = x.shape[axis] - 1 - edge
+        x = torch.cat((x.narrow(axis, edge, 1), x, x.narrow(axis, last, 1)), axis)
+    return x
+
+
+def gaussian_blur(x):
+    """[1 2 1] x [1 2 1] / 16, ties up, REFLECT_101: OpenCV's 3x3 table (not sigma = 0.8)."""
+    x = _pad(x, 1).short()
+    x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
+    x = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
+    return ((x + 8) >> 4).to(torch.uint8)
+
+
+def filter3x3(x, kernels):
+    """Correlation with each sample's own (n, 3, 3) float32 kernel, ties to even, REFLECT_101."""
+    padded = _pad(x, 1).float()
+    out = torch.zeros(x.shape, device=x.device)
+    for dy in range(3):
+        for dx in range(3):
+            tap = kernels[:, dy, dx].view(-1, 1, 1, 1)
+            if _whole(x.device) or tap.any():
+                out.addcmul_(padded[:, :, dy : dy + x.shape[2], dx : dx + x.shape[3]], tap)
+    return _levels(out.round_().clamp_(0, 255))
+
+
+motion_blur = sharpen = filter3x3  # with motion_kernels(); with Draws.edge
+
+
+def median_blur(x):
+    """3x3 median, replicated borders, in 18 whole-image min and max: columns are sorted once."""
+    x = _pad(x, 0)
+    low, high = torch.minimum, torch.maximum
+
+    def median(a, b, c):
+        return high(low(a, b), low(high(a, b), c))
+
+    a, b, c = x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]
+    a, b = low(a, b), high(a, b)
+    b, c = low(b, c), high(b, c)
+    a, b = low(a, b), high(a, b)  # a <= b <= c, (n, 3, S, S+2)
+    a = high(high(a[..., :-2], a[..., 1:-1]), a[..., 2:])
+    c = low(low(c[..., :-2], c[..., 1:-1]), c[..., 2:])
+    return median(a, median(b[..., :-2], b[..., 1:-1], b[..., 2:]), c)
+
+
+def coarse_dropout(x, corners):
+    """Black 8x8 squares with their (top, left) at corners (n, K, 2) int64 on x's device."""
+    n, channels, _, width = x.shape
+    step = torch.arange(HOLE, device=x.device)
+    row, column = corners[..., :1] + step, corners[..., 1:] + step  # (n, K, 8) each
+    index = (row[..., None] * width + column[:, :, None]).view(n, 1, -1).expand(-1, channels, -1)
+    return x.flatten(2).scatter(2, index, 0).view(x.shape)
+
+
+def normalize(x, mean, std):
+    """(x - 255 mean) / (255 std): (B, 3, H, W) levels -> float32; mean, std (3,) on x's device."""
+    scale, shift = (1 / (255 * std)).view(3, 1, 1), (mean / std).view(3, 1, 1)
+    out = torch.empty(x.shape, device=x.device)
+    part = len(x) if _whole(x.device) else 1
+    for levels, result in zip(x.split(part), out.split(part), strict=True):
+        torch.mul(levels, scale, out=result).sub_(shift)
+    return out
+
+
+# ----------------------------------------------------------------------------- the whole thing
+
+STAGES = {  # in the order in which they happen, between geometry and normalise
+    "vflip": lambda x: x.flip(2), "transpose": lambda x: x.mT.clone(), "tone": tone,
+    "hsv": hue_saturation_value, "gaussian": gaussian_blur, "motion": motion_blur,
+    "median": median_blur, "sharpen": sharpen, "dropout": coarse_dropout,
+}
+
+
+def _ship(tensors, device):
+    """CPU tensors -> the same on `device`, through pinned memory in one asynchronous copy."""
+    if device.type == "cpu":
+        return tensors
+    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # keeps aligned
+    packed = torch.cat([tensors[i].contiguous().view(-1).view(torch.uint8) for i in order])
+    packed = packed.pin_memory().to(device, non_blocking=True)
+    parts = packed.split([tensors[i].nbytes for i in order])
+    out = {i: part.view(tensors[i].dtype).view(tensors[i].shape)
+           for i, part in zip(order, parts, strict=True)}
+    return [out[i] for i in range(len(tensors))]
+
+
+def _sizes(frames, sizes):
+    """Check a batch of frames; returns its true sizes, (B, 2) int64 on the CPU."""
+    if not isinstance(frames, torch.Tensor) or frames.dtype != torch.uint8:
+        raise TypeError(f"frames are uint8 levels 0..255, got {getattr(frames, 'dtype', frames)}")
+    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames are (B, 3, H, W) and not empty, got {tuple(frames.shape)}")
+    whole = torch.tensor(frames.shape[2:])
+    if sizes is None:
+        return whole.expand(len(frames), 2)
+    if sizes.shape != (len(frames), 2) or sizes.dtype != torch.int64 or sizes.device.type != "cpu":
+        raise ValueError(f"sizes are ({len(frames)}, 2) int64 on the CPU, got "
+                         f"{tuple(sizes.shape)} {sizes.dtype} on {sizes.device}")
+    if (sizes < 1).any() or (sizes > whole).any():
+        raise ValueError(f"sizes lie in 1..{tuple(frames.shape[2:])}, got {sizes.tolist()}")
+    return sizes
+
+
+def _known(**given):
+    """Refuse a name that is not among its choices: option=(names, choices)."""
+    for option, (names, choices) in given.items():
+        if unknown := [name for name in names if name not in choices]:
+            raise ValueError(f"{option}={' '.join(unknown)}: choose from {' '.join(choices)}")
+
+
+def _subset(x, rows, op, *parameters):
+    """x[rows] = op(x[rows], *parameters) in place; rows (n,) int64 on x's device."""
+    if _whole(x.device):
+        if len(rows):
+            x.index_copy_(0, rows, op(x.index_select(0, rows), *parameters))
+        return
+    for j, i in enumerate(rows.tolist()):
+        x[i] = op(x[i : i + 1], *(p[j : j + 1] for p in parameters))[0]
+
+
+def _pixels(frames, label_maps, table, straight, mean, std, fill, rows, values, size, classes):
+    """The device's part. table (B, T, 22) plans; rows, values: each stage's samples, parameters.
+
+    straight   (1, 22) plan that changes nothing: rotate in a second interpolation; None: at once
+    classes    width of the labels to recount, 0 for none
+    returns    (B, 3, size, size) float32, (B, classes) float32 or None
+    """
+    maps, fill = None, fill.view(3, 1, 1)
+    if classes or table.shape[1] > 1:
+        maps, table = _warp_labels(label_maps, table, size)
+    else:
+        table = table[:, 0]
+    if straight is None:
+        x = _warp(frames, table, size, fill)
+    else:  # the first four fields are the rotation
+        straight = straight.expand(len(table), -1)
+        x = _warp(frames, torch.cat((straight[:, :4], table[:, 4:]), 1), size, fill)
+        x = _warp(x, torch.cat((table[:, :4], straight[:, 4:]), 1), size, fill)
+    for name, op in STAGES.items():
+        _subset(x, rows[name], op, *values.get(name, ()))
+    return normalize(x, mean, std), visible(maps, classes) if classes else None
+
+
+class ReportAugment:
+    """The report's training transform: `draw`, then `apply`.
+
+    size       side of the output in pixels
+    mean, std  (3,) of RGB in [0, 1], those of the network's weights
+    without    names in OPS to switch off; extra: names in EXTRA to turn on
+    labels     "visible": the classes that the warped label map still shows, where there are maps;
+               "frame": the frame's own
+    empty      "keep" a crop that shows no actor, or "redraw" its geometry up to 7 times, drawn up
+               front. Costs the CPU one label warp per try; CUDA always warps all 8 label maps
+    exact      rotate in a second interpolation, as the loader did
+    compile    fuse the device's part with torch.compile (meant for CUDA)
+    raises     ValueError on unknown names
+    """
+
+    def __init__(self, size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, without=(), extra=(),
+                 labels="visible", empty="keep", exact=False, compile=False):
+        _known(without=(without, OPS), extra=(extra, EXTRA),
+               labels=([labels], ("visible", "frame")), empty=([empty], ("keep", "redraw")))
+        if size < HOLE:
+            raise ValueError(f"size={size} is smaller than a hole of {HOLE} pixels")
+        self.size, self.without, self.extra = size, tuple(without), tuple(extra)
+        self.labels, self.empty, self.exact, self.compile = labels, empty, exact, compile
+        self.constants = [torch.as_tensor(v, dtype=torch.float32) for v in (mean, std, FILL)]
+        self.pixels = torch.compile(_pixels, dynamic=True) if compile else _pixels
+
+    def __call__(self, frames, generator, labels=None, label_maps=None, sizes=None):
+        """Augment a batch on its device.
+
+        frames     (B, 3, H, W) uint8; sizes as in `warp`
+        generator  torch.Generator on the CPU, see `generator`
+        labels     (B, C) float32 or None; label_maps (B, H, W) uint8 or None
+        returns    (B, 3, size, size) float32 normalised, (B, C) float32 labels or None
+        raises     TypeError, ValueError on wrong types, shapes or sizes
+        """
+        sizes = _sizes(frames, sizes)
+        draws = draw(len(frames), generator, sizes, self.size, self.without, self.extra)
+        return self.apply(frames, draws, labels, label_maps, sizes)
+
+    @torch.no_grad()
+    def apply(self, frames, draws, labels=None, label_maps=None, sizes=None):
+        """The same by given draws; row i of the output depends on row i of the arguments alone."""
+        sizes, d = _sizes(frames, sizes), draws
+        size, tries = self.size, TRIES if self.empty == "redraw" else 1
+        if label_maps is None and tries > 1:
+            raise ValueError("empty='redraw' needs label maps, and this batch has none")
+        if label_maps is not None and (
+                label_maps.dtype != torch.uint8 or label_maps.shape != frames[:, 0].shape):
+            raise ValueError(f"label_maps are uint8 {tuple(frames[:, 0].shape)}, got "
+                             f"{label_maps.dtype} {tuple(label_maps.shape)}")
+        geometry = [v[:, :tries] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)]
+        table = plan(sizes, *geometry, size, frames.device)
+        straight = []
+        if self.exact:
+            one, none = torch.ones_like(d.scale[:1, :1]), torch.zeros_like(d.crop[:1, :1])
+            square = torch.full_like(sizes[:1], size)
+            straight = [plan(square, one, none, none, 0 * one, 0 * one, size, frames.device)[0]]
+
+        rows = {name: torch.nonzero(mask)[:, 0] for name, mask in {
+            "gamma": d.tone == 1, "hsv": d.tone == 2, "brightness": d.tone == 3,
+            "gaussian": d.blur == 1, "motion": d.blur == 2, "median": d.blur == 3,
+            "dropout": d.holes > 0,
+            "vflip": d.vflip, "transpose": d.transpose, "sharpen": d.sharpen}.items()}
+        if self.compile:  # a lone row twice: no graph of its own for that length
+            rows = {name: r.repeat(2) if len(r) == 1 else r for name, r in rows.items()}
+        tables = gamma_table(d.gamma[rows["gamma"]]), contrast_table(d.contrast[rows["brightness"]])
+        rows["tone"] = torch.cat((rows.pop("gamma"), rows.pop("brightness")))
+        corners = d.corners[rows["dropout"]]
+        spare = torch.arange(HOLES) >= d.holes[rows["dropout"], None]  # repeats the first hole
+        values = {
+            "tone": torch.cat(tables),
+            "hsv": d.shift[rows["hsv"]],
+            "motion": d.motion[rows["motion"]],
+            "sharpen": d.edge[rows["sharpen"]],
+            "dropout": torch.where(spare[..., None], corners[:, :1], corners),
+        }
+        shipped = iter(_ship([*self.constants, table, *rows.values(), *values.values(), *straight],
+                             frames.device))
+        mean, std, fill, table = (next(shipped) for _ in range(4))
+        rows = {name: next(shipped) for name in rows}
+        values = {name: [next(shipped)] for name in values}
+        recount = self.labels == "visible" and labels is not None and label_maps is not None
+        with torch.autocast(frames.device.type, enabled=False):
+            images, recounted = self.pixels(
+                frames, label_maps, table, next(shipped, None), mean, std, fill, rows, values, size,
+                labels.shape[1] if recount else 0)
+        return images, recounted if recount else labels
+
+
+class EvalTransform:
+    """What evaluation sees of a frame, and training under `--augment none`: nothing is drawn.
+
+    fit            "squash": the course's anisotropic resize; "letterbox": isotropic, rest is FILL
+    interpolation  "bilinear": half-pixel centres, no antialiasing, as cv2.resize in the course;
+                   "bicubic": a = -1/2, antialiased, as in Pillow, which published weights expect
+    """
+
+    def __init__(self, size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, fit="squash",
+                 interpolation="bilinear"):
+        _known(fit=([fit], ("squash", "letterbox")),
+               interpolation=([interpolation], ("bilinear", "bicubic")))
+        self.size, self.fit, self.interpolation = size, fit, interpolation
+        self.constants = [torch.as_tensor(v, dtype=torch.float32) for v in (mean, std, FILL)]
+
+    @torch.no_grad()
+    def __call__(self, frames, sizes=None):
+        """(B, 3, H, W) uint8, sizes as in `warp` -> (B, 3, size, size) float32 normalised.
+
+        Frame by frame, so that no bit depends on what else is in the batch.
+        """
+        sizes, side = _sizes(frames, sizes), self.size
+        mean, std, fill = _ship(self.constants, frames.device)
+        out = fill.view(1, 3, 1, 1).repeat(len(frames), 1, side, side)
+        for i, (height, width) in enumerate(sizes.tolist()):
+            to = (side, side)
+            if self.fit == "letterbox":
+                to = [max(1, round(n * side / max(height, width))) for n in (height, width)]
+            top, left = (side - to[0]) // 2, (side - to[1]) // 2
+            frame = frames[i : i + 1, :, :height, :width]
+            frame = frame.to(torch.float32, memory_format=torch.contiguous_format)
+            out[i, :, top : top + to[0], left : left + to[1]] = F.interpolate(
+                frame, to, mode=self.interpolation, align_corners=False,
+                antialias=self.interpolation == "bicubic")[0].clamp_(0, 255)
+        return normalize(out, mean, std)
+
+
+# ------------------------------------------------------------------------------------- preview
+
+
+def preview(path, frames, transform, labels=None, label_maps=None, sizes=None, class_names=None,
+            seed=0, draws=4):
+    """Write a picture: a column per frame, a row per op of `transform` and per whole draw.
+
+    frames, labels, label_maps, sizes as in ReportAugment, on the CPU; class_names (C,) str
+    """
+    sizes, side = _sizes(frames, sizes), transform.size
+    mean, std, _ = (v.view(3, 1, 1) for v in transform.constants)
+    rows = [("frame", EvalTransform(side, mean.flatten(), std.flatten())(frames, sizes), labels)]
+    for name in (*(n for n in OPS if n not in transform.without), *transform.extra):
+        alone = draw(len(frames), generator(seed, 0, 0), sizes, side,
+                     [n for n in OPS if n != name], [n for n in EXTRA if n == name])
+        alone = alone._replace(**{field: torch.full_like(getattr(alone, field), value)
+                                  for field, value in FORCE[name].items()})
+        rows.append((name, *transform.apply(frames, alone, labels, label_maps, sizes)))
+    for step in range(draws):
+        drawn = transform(frames, generator(seed, 0, step), labels, label_maps, sizes)
+        rows.append((f"draw {step + 1}", *drawn))
+
+    margin, text = 70, 0 if labels is None else 40  # pixels: the rows' names, the labels
+    sheet = Image.new("RGB", (margin + len(frames) * (side + 4), len(rows) * (side + text + 4)),
+                      "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (name, images, shown) in enumerate(rows):
+        top = i * (side + text + 4)
+        pen.text((4, top + side // 2), name, "black")
+        levels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        for j, image in enumerate(levels.permute(0, 2, 3, 1).numpy()):
+            left = margin + j * (side + 4)
+            sheet.paste(Image.fromarray(image), (left, top))
+            if labels is not None:
+                present = torch.nonzero(shown[j])[:, 0].tolist()
+                present = [class_names[c] if class_names else str(c) for c in present]
+                pen.multiline_text((left, top + side), "\n".join(present[:3]) or "none", "black",
+                                   spacing=1)
+    sheet.save(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Show what the report's augmentations do.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    parser.add_argument("--out", default="grid.png", help="picture to write (default grid.png)")
+    parser.add_argument("--size", type=int, default=224, help="pixels of a side (default 224)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    parser.add_argument("--without", nargs="*", default=(), choices=OPS, help="ops to switch off")
+    parser.add_argument("--extra", nargs="*", default=(), choices=EXTRA, help="ops to turn on")
+    args = parser.parse_args()
+    try:
+        images = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in args.images]
+    except OSError as problem:
+        print(f"cannot read a picture - {problem} - give PNG or JPEG files", file=sys.stderr)
+        sys.exit(3)
+    sizes = torch.tensor([(image.height, image.width) for image in images])
+    frames = torch.zeros(len(images), 3, *sizes.amax(0), dtype=torch.uint8)
+    for frame, image in zip(frames, images, strict=True):
+        frame[:, : image.height, : image.width] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    preview(args.out, frames, ReportAugment(args.size, without=args.without, extra=args.extra),
+            sizes=sizes, seed=args.seed)
+
+
+if __name__ == "__main__":
+    main()

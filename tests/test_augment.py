@@ -1,0 +1,823 @@
+"""augment.py against recorded outputs of albumentations 0.4.5, OpenCV, Pillow and closed forms."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import augment
+from augment import FILL, ReportAugment, draw, generator
+
+HERE = Path(__file__).parent
+GOLDEN = np.load(HERE / "golden" / "augment_albumentations_0.4.5.npz")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors here are small: threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def planes(images):
+    """(..., H, W, 3) array -> (N, 3, H, W) uint8 tensor."""
+    return torch.from_numpy(images.reshape(-1, *images.shape[-3:])).permute(0, 3, 1, 2).contiguous()
+
+
+def difference(a, b):
+    return (a.int() - b.int()).abs()
+
+
+def noise(*shape, seed=0):
+    return torch.randint(0, 256, shape, dtype=torch.uint8,
+                         generator=torch.Generator().manual_seed(seed))
+
+
+def smooth(*shape, seed=0):
+    """Like natural pictures: noise blurred over 8 pixels, stretched to all levels."""
+    small = [*shape[:2], shape[2] // 8 + 2, shape[3] // 8 + 2]
+    return F.interpolate(noise(*small, seed=seed).float(), shape[2:], mode="bicubic",
+                         align_corners=False).clamp(0, 255).to(torch.uint8)
+
+
+def p_value(counts, probabilities):
+    """Of Pearson's chi-square: the regularised upper incomplete gamma function."""
+    expected = torch.as_tensor(probabilities, dtype=torch.float64) * counts.sum()
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    return torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2).double(), statistic / 2)
+
+
+# --------------------------------------------------------- recorded outputs of albumentations 0.4.5
+
+
+def test_golden_tables_are_equal():
+    gamma = torch.from_numpy(GOLDEN["gamma_percent"]) / 100
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(len(gamma), 3, 1, 1)
+    wanted = torch.from_numpy(GOLDEN["gamma_lut"]).view(-1, 1, 16, 16).expand_as(levels)
+    assert torch.equal(augment.gamma(levels, gamma), wanted)
+    contrast = torch.from_numpy(GOLDEN["bc_alpha_beta"])
+    wanted = torch.from_numpy(GOLDEN["bc_lut"]).view(-1, 1, 16, 16).expand(-1, 3, -1, -1)
+    assert torch.equal(augment.brightness_contrast(levels[: len(contrast)], contrast), wanted)
+
+
+def test_golden_photometric_ops_are_equal():
+    small = planes(GOLDEN["small"])
+    for shift, wanted in zip(GOLDEN["hsv_params"], GOLDEN["hsv_out"], strict=True):
+        got = augment.hue_saturation_value(small, torch.from_numpy(shift)[None])
+        assert torch.equal(got, planes(wanted))
+    assert torch.equal(augment.gaussian_blur(small), planes(GOLDEN["gauss"]))
+    assert torch.equal(augment.median_blur(small), planes(GOLDEN["median"]))
+    kernels = torch.from_numpy(GOLDEN["motion_kernels"]).float()
+    got = augment.motion_blur(small.repeat(3, 1, 1, 1), kernels)
+    assert torch.equal(got, planes(GOLDEN["motion_out"]))
+    table, _ = augment.motion_kernels()  # the recorded kernels were drawn by the library
+    assert ((table[:, None] - kernels).abs().amax((2, 3)) < 1e-6).any(0).all()
+
+
+def test_golden_rotation():
+    # OpenCV 4.2 rounds coordinates to 1/32 pixel: that is the whole difference
+    small = planes(GOLDEN["small"]).flip(1)  # the recording filled with 104, 117, 124
+    for degrees, wanted in zip(GOLDEN["rotate_degrees"], GOLDEN["rotate_fill"], strict=True):
+        zero = torch.zeros(1, 2, dtype=torch.long)
+        got, _ = augment.warp(small, torch.ones(1), zero, zero, torch.tensor([degrees]),
+                              torch.zeros(1))
+        error = difference(got.flip(1), planes(wanted)).float()
+        assert error.max() <= 4
+        assert error.mean() <= 0.15
+
+
+def chain_draws(number):
+    """Draws that make the recorded geometry and nothing else."""
+    flip, scale, *_, degrees = GOLDEN["chain_params"][number]
+    top, left, pad_top, pad_left = GOLDEN["chain_offsets"][number].tolist()
+    sizes = torch.tensor([GOLDEN["big"].shape[:2]])
+    plain = draw(1, generator(0, 0, 0), sizes, without=augment.OPS)
+    return plain._replace(
+        flip=torch.tensor([[flip > 0]]), scale=torch.tensor([[scale]]),
+        crop=torch.tensor([[[top, left]]]), pad=torch.tensor([[[pad_top, pad_left]]]),
+        degrees=torch.tensor([[degrees]]))
+
+
+def levels_of(images):
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (augment.IMAGENET_MEAN,
+                                                         augment.IMAGENET_STD))
+    return ((images * std + mean) * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_golden_chain(number):
+    big = planes(GOLDEN["big"]).flip(1)
+    wanted = planes(GOLDEN["chain_out"][number]).flip(1)
+    turned = GOLDEN["chain_params"][number][-1] != 0
+    images, _ = ReportAugment(exact=True).apply(big, chain_draws(number))
+    error = difference(levels_of(images), wanted).float()
+    assert error.max() <= (4 if turned else 1)  # 1/32 pixel where it turns
+    assert error.mean() <= 0.15  # cv2.resize 4.2 truncates its fixed point: 0.12
+    images, _ = ReportAugment().apply(big, chain_draws(number))
+    once = difference(levels_of(images), wanted).float()
+    assert once.mean() <= (1.0 if turned else 0.15)  # one interpolation is sharper than two
+    assert (once.mean() > 2 * error.mean()) == turned
+
+
+def loader_labels(label_map, flip, scale, top, left, pad_top, pad_left, degrees, size=224):
+    """The course loader's steps on a label map, in float64 loops over rows and columns."""
+    if flip:
+        label_map = label_map[:, ::-1]
+    height, width = label_map.shape
+    h, w = (max(1, int(np.round(n * scale))) for n in (height, width))
+    s = 1.0 if (h, w) == (height, width) else scale
+    rows = [min(math.floor(y / s), height - 1) for y in range(h)]
+    columns = [min(math.floor(x / s), width - 1) for x in range(w)]
+    scaled = label_map[rows][:, columns]
+    window = scaled[top : top + size, left : left + size]
+    square = np.full((size, size), 255, np.uint8)
+    square[pad_top : pad_top + window.shape[0], pad_left : pad_left + window.shape[1]] = window
+    if degrees == 0:
+        return square
+    out = np.full_like(square, 255)
+    cos, sin, c = math.cos(math.radians(degrees)), math.sin(math.radians(degrees)), size / 2
+    for y in range(size):
+        for x in range(size):
+            px = math.floor(cos * (x - c) - sin * (y - c) + c + 0.5)
+            py = math.floor(sin * (x - c) + cos * (y - c) + c + 0.5)
+            if 0 <= px < size and 0 <= py < size:
+                out[y, x] = square[py, px]
+    return out
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_labels_of_the_recorded_chain_follow_the_loader_on_every_pixel(number):
+    label_map = noise(320, 570, seed=number)  # noise: any pixel off by one shows
+    draws = chain_draws(number)
+    flip, scale, *_, degrees = GOLDEN["chain_params"][number]
+    wanted = loader_labels(label_map.numpy(), flip > 0, scale, *GOLDEN["chain_offsets"][number],
+                           degrees)
+    geometry = [v[:, 0] for v in (draws.scale, draws.crop, draws.pad, draws.degrees, draws.flip)]
+    frames = torch.zeros(1, 3, 320, 570, dtype=torch.uint8)
+    _, got = augment.warp(frames, *geometry, label_maps=label_map[None])
+    assert (got[0].numpy() == wanted).all()
+
+
+# ------------------------------------------------------------------- OpenCV and closed forms
+
+
+def test_blurs_and_resize_against_opencv():
+    cv2 = pytest.importorskip("cv2")
+    table, _ = augment.motion_kernels()
+    for make, shape in ((noise, (224, 224)), (smooth, (101, 67)), (noise, (2, 2))):
+        x = make(1, 3, *shape)
+        image = np.ascontiguousarray(x[0].permute(1, 2, 0))
+        assert torch.equal(augment.gaussian_blur(x), planes(cv2.GaussianBlur(image, (3, 3), 0)))
+        assert torch.equal(augment.median_blur(x), planes(cv2.medianBlur(image, 3)))
+        for kernel in table:  # float sums in another order: no tie is near in these
+            wanted = cv2.filter2D(image, -1, kernel.numpy())
+            assert torch.equal(augment.motion_blur(x, kernel[None]), planes(wanted))
+
+
+def test_hue_saturation_value_against_opencv():
+    cv2 = pytest.importorskip("cv2")
+    grey = noise(1, 1, 64, 64).expand(1, 3, -1, -1)
+    x = torch.cat([noise(4, 3, 64, 64), smooth(4, 3, 64, 64), grey])
+    shifts = torch.tensor([[0, 0, 0], [9.7, -3.2, 19], [-9.9, 20, -20], [-0.5, -0.5, -0.5],
+                           [5, 255, 0], [-180, -255, 255], [200, 0, 0], [3, 3, 3], [0, 19.5, 0.0]])
+    got = augment.hue_saturation_value(x, shifts)
+    for one, (dh, ds, dv), result in zip(x, shifts.tolist(), got, strict=True):
+        hsv = cv2.cvtColor(np.ascontiguousarray(one.permute(1, 2, 0)), cv2.COLOR_RGB2HSV)
+        hue, sat, val = (hsv[..., i].astype(np.float64) for i in range(3))
+        hsv = np.stack([np.floor((hue + dh) % 180), np.floor(np.clip(sat + ds, 0, 255)),
+                        np.floor(np.clip(val + dv, 0, 255))], 2).astype(np.uint8)
+        error = difference(planes(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)), result[None])
+        assert error.max() <= 1
+        assert (error > 0).float().mean() <= 0.001  # OpenCV 5 fuses a multiply and add: 0.005 %
+
+
+@pytest.mark.slow
+def test_every_colour_survives_the_round_trip_as_in_opencv():
+    cv2 = pytest.importorskip("cv2")
+    wrong = 0
+    for red in range(256):
+        green, blue = np.mgrid[:256, :256]
+        image = np.stack([np.full_like(green, red), green, blue], 2).astype(np.uint8)
+        wanted = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), cv2.COLOR_HSV2RGB)
+        error = difference(augment.hue_saturation_value(planes(image), torch.zeros(1, 3)),
+                           planes(wanted))
+        assert error.max() <= 1
+        wrong += int((error > 0).sum())
+    assert wrong <= 1e-4 * 3 * 2**24
+
+
+def random_geometry(batch, seed, size=224, shape=(320, 570)):
+    """Geometry of B samples, with padding, shrinking, growing, turning, and copies."""
+    sizes = torch.tensor(shape).expand(batch, 2)
+    d = draw(batch, generator(seed, 1, 1), sizes, size)
+    scale, crop, pad = d.scale[:, 0].clone(), d.crop[:, 0].clone(), d.pad[:, 0].clone()
+    for i, s in ((0, 0.5), (1, 1.0), (2, 1.0005), (3, 2.0)):  # 2x2 averaging; copy; copy
+        scale[i] = s
+    whole = torch.tensor([[round(n * s) for n in shape] for s in scale.tolist()])
+    crop = torch.minimum(crop, (whole - size).clamp(min=0))
+    pad = torch.minimum(pad, (size - whole).clamp(min=0))
+    return scale, crop, pad, d.degrees[:, 0], d.flip[:, 0]
+
+
+def test_warp_against_the_loader_in_opencv():
+    cv2 = pytest.importorskip("cv2")
+    batch = 16
+    frames = torch.cat([smooth(8, 3, 320, 570), noise(8, 3, 320, 570)])
+    maps = noise(batch, 320, 570)
+    scale, crop, pad, degrees, flip = random_geometry(batch, 3)
+    assert (degrees != 0).any() and (scale < 0.7).any()
+    straight, _ = augment.warp(frames, scale, crop, pad, 0 * degrees, flip)
+    none, zeros = torch.zeros(batch), torch.zeros(batch, 2, dtype=torch.long)
+    turned, _ = augment.warp(straight, torch.ones(batch), zeros, zeros, degrees, none)
+    _, labels = augment.warp(frames, scale, crop, pad, 0 * degrees, flip, label_maps=maps)
+    for i in range(batch):
+        s, (top, left), (pad_top, pad_left) = scale[i].item(), crop[i].tolist(), pad[i].tolist()
+        image = np.ascontiguousarray(frames[i].permute(1, 2, 0))
+        label = maps[i].numpy()
+        if flip[i]:
+            image, label = np.fliplr(image), np.fliplr(label)
+        image = cv2.resize(image, None, fx=s, fy=s, interpolation=cv2.INTER_LINEAR)
+        label = cv2.resize(label, None, fx=s, fy=s, interpolation=cv2.INTER_NEAREST)
+        image, label = (v[top : top + 224, left : left + 224] for v in (image, label))
+        square = np.full((224, 224, 3), FILL, np.uint8)
+        square[pad_top:, pad_left:][: image.shape[0], : image.shape[1]] = image
+        marks = np.full((224, 224), 255, np.uint8)
+        marks[pad_top:, pad_left:][: label.shape[0], : label.shape[1]] = label
+        assert difference(straight[i : i + 1], planes(square)).max() <= 1  # fixed point
+        assert (labels[i].numpy() == marks).all()
+        square = straight[i].permute(1, 2, 0).contiguous().numpy()
+        matrix = cv2.getRotationMatrix2D((112, 112), degrees[i].item(), 1.0)
+        square = cv2.warpAffine(square, matrix, (224, 224), flags=cv2.INTER_LINEAR,
+                                borderMode=cv2.BORDER_CONSTANT, borderValue=FILL)
+        error = difference(turned[i : i + 1], planes(square))
+        if cv2.__version__ >= "5":  # earlier ones round coordinates to 1/32 pixel
+            assert error.max() <= 1
+            assert (error > 0).float().mean() <= 0.001
+        assert error.float().mean() <= 1
+
+
+def reference_warp(frame, scale, crop, pad, degrees, flip, size):
+    """The map of a single sample pixel by pixel in Python floats; returns (size, size, 3) float."""
+    height, width, _ = frame.shape
+    h, w = (max(1, round(n * scale)) for n in (height, width))
+    rect_h, rect_w = min(size, h), min(size, w)
+    s = 1.0 if (h, w) == (height, width) else scale
+    cos, sin, c = math.cos(math.radians(degrees)), math.sin(math.radians(degrees)), size / 2
+    out = np.empty((size, size, 3))
+
+    def coverage(u, rect):
+        return min(max(min(u + 1, rect - u), 0), 1)
+
+    def source(u, offset, rect, n):
+        q = (min(max(u, 0), rect - 1) + offset + 0.5) / s - 0.5
+        return min(max(q, 0), n - 1)
+
+    for y in range(size):
+        for x in range(size):
+            ux = cos * (x - c) - sin * (y - c) + c - pad[1]
+            uy = sin * (x - c) + cos * (y - c) + c - pad[0]
+            qx, qy = source(ux, crop[1], rect_w, width), source(uy, crop[0], rect_h, height)
+            if flip:
+                qx = width - 1 - qx
+            x0, y0 = int(qx), int(qy)
+            x1, y1, ax, ay = min(x0 + 1, width - 1), min(y0 + 1, height - 1), qx - x0, qy - y0
+            value = ((frame[y0, x0] * (1 - ax) + frame[y0, x1] * ax) * (1 - ay)
+                     + (frame[y1, x0] * (1 - ax) + frame[y1, x1] * ax) * ay)
+            cover = coverage(ux, rect_w) * coverage(uy, rect_h)
+            out[y, x] = np.array(FILL) + cover * (value - np.array(FILL))
+    return out
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_warp_against_a_loop(whole, monkeypatch):
+    if whole:  # what an accelerator runs
+        monkeypatch.setattr(augment, "_whole", lambda device: True)
+    rows = [  # frame, scale, crop, pad, degrees, flip
+        ((20, 33), 1.0, (0, 9), (4, 0), 0.0, False),
+        ((20, 33), 0.5, (0, 0), (13, 5), 10.0, True),
+        ((31, 17), 1.9, (30, 8), (0, 0), -10.0, True),
+        ((8, 8), 7.3, (34, 0), (0, 0), 180.0, False),
+        ((3, 40), 2.6, (0, 80), (16, 0), 37.0, False),
+        ((1, 1), 30.0, (3, 6), (0, 0), 5.0, True),
+        ((40, 40), 0.01, (0, 0), (11, 23), 0.0, False),
+        ((40, 40), 0.03, (0, 0), (23, 0), 90.0, True),
+    ]
+    frames, sizes = torch.zeros(len(rows), 3, 40, 40, dtype=torch.uint8), []
+    for i, ((h, w), *_) in enumerate(rows):
+        frames[i, :, :h, :w] = noise(3, h, w, seed=i)
+        sizes.append((h, w))
+    scale, crop, pad, degrees, flip = (torch.tensor(v) for v in list(zip(*rows, strict=True))[1:])
+    scale, degrees = scale.double(), degrees.double()
+    got, _ = augment.warp(frames, scale, crop, pad, degrees, flip, size=24,
+                          sizes=torch.tensor(sizes))
+    for i, ((h, w), *row) in enumerate(rows):
+        frame = frames[i, :, :h, :w].permute(1, 2, 0).double().numpy()
+        wanted = reference_warp(frame, *row, 24)
+        error = np.abs(got[i].permute(1, 2, 0).numpy() - wanted)
+        # half a level of rounding, float32 coordinates; 2^-10 pixel of inset in whole batches
+        assert error.max() <= 0.5 + (0.3 if whole else 0.02), i
+
+
+def test_normalize_and_dropout_closed_forms():
+    x = noise(3, 3, 16, 17)
+    mean, std = torch.tensor(augment.IMAGENET_MEAN), torch.tensor(augment.IMAGENET_STD)
+    wanted = (x.double() - 255 * mean.double().view(3, 1, 1)) / (255 * std.double().view(3, 1, 1))
+    # two float32 roundings of values up to 4.4 and of the factor: 3 * 2^-24 * 4.4
+    assert (augment.normalize(x, mean, std) - wanted).abs().max() < 1e-6
+    corners = torch.tensor([[[0, 0], [0, 0]], [[8, 9], [3, 2]], [[4, 5], [5, 6]]])
+    wanted = x.clone()
+    for i, holes in enumerate(corners.tolist()):
+        for top, left in holes:
+            wanted[i, :, top : top + 8, left : left + 8] = 0
+    assert torch.equal(augment.coarse_dropout(x, corners), wanted)
+
+
+def test_median_and_sharpen_by_brute_force():
+    x = noise(2, 3, 9, 7)
+    padded = F.pad(x, (1, 1, 1, 1), "replicate").unfold(2, 3, 1).unfold(3, 3, 1)
+    assert torch.equal(augment.median_blur(x), padded.flatten(4).median(4).values)
+    kernels = draw(2, generator(0, 0, 0), torch.full((2, 2), 9), extra=("sharpen",)).edge
+    padded = F.pad(x.double(), (1, 1, 1, 1), "reflect").unfold(2, 3, 1).unfold(3, 3, 1)
+    wanted = (padded * kernels[:, None, None, None].double()).sum((4, 5)).clamp(0, 255)
+    # sums up to 2040 in float32: the result may lie on either side of a tie
+    assert (augment.sharpen(x, kernels) - wanted).abs().max() <= 0.5 + 1e-3
+
+
+def test_whole_pipeline_applies_ops_in_the_reported_order():
+    batch = 40
+    frames, sizes = smooth(batch, 3, 160, 200), torch.tensor([[160, 200]]).expand(batch, 2)
+    d = draw(batch, generator(5, 0, 0), sizes, 96)
+    images, _ = ReportAugment(96).apply(frames, d)
+    x, _ = augment.warp(frames, *(v[:, 0] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)), 96)
+    for i in range(batch):
+        one, row = x[i : i + 1], slice(i, i + 1)
+        one = {0: one, 1: augment.gamma(one, d.gamma[row]),
+               2: augment.hue_saturation_value(one, d.shift[row]),
+               3: augment.brightness_contrast(one, d.contrast[row])}[d.tone[i].item()]
+        one = {0: one, 1: augment.gaussian_blur(one), 2: augment.motion_blur(one, d.motion[row]),
+               3: augment.median_blur(one)}[d.blur[i].item()]
+        if d.holes[i]:
+            one = augment.coarse_dropout(one, d.corners[row, : d.holes[i]])
+        assert torch.equal(levels_of(images[row]), one), i
+
+
+# ------------------------------------------------------------------------------------- draws
+
+
+def test_draw_probabilities_are_the_stated_ones():
+    n = 40_000
+    d = draw(n, generator(11, 0, 0), torch.tensor([[320, 570]]).expand(n, 2), extra=augment.EXTRA)
+    sixths = [1 / 2, 1 / 6, 1 / 6, 1 / 6]
+    kernels, weights = augment.motion_kernels()
+    kind = (d.motion[:, None] == kernels).flatten(2).all(2).long().argmax(1)
+    coins = [d.flip[:, 0], d.degrees[:, 0] != 0, d.holes > 0, d.vflip, d.transpose, d.sharpen]
+    spare = ((d.scale[:, 0] * 570).round() - 223).long()  # crop columns to choose from
+    position = (d.crop[:, 0, 1].double() + 0.5) / spare.clamp(min=1)
+    cases = [
+        (d.tone, sixths), (d.blur, sixths), (kind, weights),
+        ((d.gamma * 100).round().long() - 60, [1 / 61] * 61),
+        (d.holes[d.holes > 0] - 1, [1 / 5] * 5),
+        *((coin.long(), [1 / 2, 1 / 2]) for coin in coins),
+        *((((v - low) / (high - low) * 20).long(), [1 / 20] * 20) for v, low, high in (
+            (d.scale[:, 0], 0.5, 2), (d.degrees[:, 0][d.degrees[:, 0] != 0], -10, 10),
+            (d.shift[:, 0], -10, 10), (d.shift[:, 1], -20, 20), (d.shift[:, 2], -20, 20),
+            (d.contrast[:, 0], 0.8, 1.2), (d.contrast[:, 1], -0.2, 0.2))),
+        *((d.corners[:, k, axis], [1 / 217] * 217) for k in (0, 4) for axis in (0, 1)),
+        ((position[spare > 100] * 4).long(), [1 / 4] * 4),
+    ]
+    for i, (values, probabilities) in enumerate(cases):
+        counts = torch.bincount(values, minlength=len(probabilities)).double()
+        assert len(counts) == len(probabilities), i
+        assert p_value(counts, probabilities) > 1e-4, i  # fixed seed; 30 cases
+    joint = torch.bincount(4 * d.tone + d.blur, minlength=16).double()  # independent of each other
+    assert p_value(joint, torch.outer(*[torch.tensor(sixths)] * 2).flatten()) > 1e-4
+    pads = d.pad[:, 0, 0][d.scale[:, 0] < 0.51]  # 163 rows of 224: 61 to place
+    assert pads.min() <= 2 and pads.max() >= 57
+
+
+def test_motion_kernels_are_the_36_lines():
+    kernels, weights = augment.motion_kernels()
+    assert len({tuple(k.flatten().tolist()) for k in kernels}) == 36
+    assert torch.allclose(kernels.sum((1, 2)), torch.ones(36))
+    assert abs(weights.sum() - 1) < 1e-12
+    taps = (kernels > 0).sum((1, 2))
+    assert abs(weights[taps == 2].sum() - 46 / 81) < 1e-12  # counted on the library
+    assert abs(weights[taps == 3].sum() - 35 / 81) < 1e-12
+    centred = (kernels == kernels.flip(1, 2)).flatten(1).all(1)
+    assert abs(weights[centred].sum() - 1 / 9) < 1e-12
+
+
+def test_motion_kernels_against_opencv_lines():
+    cv2 = pytest.importorskip("cv2")
+    kernels, _ = augment.motion_kernels()
+    lines = set()
+    for a in range(9):
+        for b in range(9):
+            if a != b:
+                image = np.zeros((3, 3), np.uint8)
+                cv2.line(image, divmod(a, 3), divmod(b, 3), 1)
+                lines.add(tuple(image.flatten().tolist()))
+    assert lines == {tuple((k > 0).int().flatten().tolist()) for k in kernels}
+
+
+def test_generator_is_a_pure_function_and_neighbours_are_unrelated():
+    first = torch.rand(5, generator=generator(1, 2, 3, 4))
+    assert torch.equal(first, torch.rand(5, generator=generator(1, 2, 3, 4)))
+    keys = {(1, 2, 3, 4), (2, 1, 3, 4), (1, 3, 2, 4), (1, 2, 4, 3), (-1, 2, 3, 4), (2**62, 2, 3, 4)}
+    assert len({torch.rand(1, generator=generator(*k)).item() for k in keys}) == len(keys)
+    u = torch.stack([torch.rand(16, generator=generator(0, 0, step), dtype=torch.float64)
+                     for step in range(2000)])
+    assert len({row[0].item() for row in u}) == 2000
+    a, b = u[:-1] - 0.5, u[1:] - 0.5
+    correlation = (a * b).mean(0) * 12
+    assert correlation.abs().max() < 4.5 / math.sqrt(1999)  # 4.5 sigma, 16 columns
+    counts = torch.bincount((u[:, 0] * 20).long(), minlength=20).double()
+    assert p_value(counts, [1 / 20] * 20) > 1e-4
+
+
+def test_rows_stand_alone():
+    """Permuted frames and draws permute the output; a small batch is a prefix; padding is inert."""
+    frames, maps = smooth(24, 3, 120, 160), noise(24, 120, 160) % 60
+    labels = torch.zeros(24, 43)
+    sizes = torch.tensor([[120, 160]]).expand(24, 2)
+    transform = ReportAugment(96, extra=augment.EXTRA)
+    images, found = transform(frames, generator(3, 1, 4), labels, maps)
+    again, _ = transform(frames, generator(3, 1, 4), labels, maps)
+    assert torch.equal(images, again)
+    few, found_few = transform(frames[:7], generator(3, 1, 4), labels[:7], maps[:7])
+    assert torch.equal(few, images[:7]) and torch.equal(found_few, found[:7])
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    d = draw(24, generator(3, 1, 4), sizes, 96, extra=augment.EXTRA)
+    mixed, found_mixed = transform.apply(frames[order], augment.Draws(*(v[order] for v in d)),
+                                         labels, maps[order])
+    assert torch.equal(mixed, images[order]) and torch.equal(found_mixed, found[order])
+    wide, wide_maps = F.pad(frames, (0, 50, 0, 30), value=255), F.pad(maps, (0, 50, 0, 30), value=3)
+    padded, found_padded = transform(wide, generator(3, 1, 4), labels, wide_maps, sizes)
+    assert torch.equal(padded, images) and torch.equal(found_padded, found)
+
+
+def test_whole_batches_agree_with_single_samples(monkeypatch):
+    """What an accelerator runs, on the CPU: within 1 level on 99.9 % of values, labels equal."""
+    frames, maps = smooth(24, 3, 160, 200), torch.full((24, 160, 200), 255, dtype=torch.uint8)
+    maps[:, 20:50, 30:60], maps[:, 100:140, 120:130] = 4, 40
+    labels = augment.visible(maps, 43)
+    sizes = torch.tensor([[160, 200], [150, 180], [100, 200]]).repeat(8, 1)
+    for options in ({"empty": "redraw"}, {"exact": True, "extra": augment.EXTRA}):
+        transform = ReportAugment(96, **options)
+        single = transform(frames, generator(0, 0, 1), labels, maps, sizes)
+        with monkeypatch.context() as patch:
+            patch.setattr(augment, "_whole", lambda device: True)
+            patch.setattr(augment, "CHUNK_BYTES", 5 * 12 * 160 * 200)  # several chunks
+            whole = transform(frames, generator(0, 0, 1), labels, maps, sizes)
+            patch.setattr(augment, "CHUNK_BYTES", 2**29)
+            at_once = transform(frames, generator(0, 0, 1), labels, maps, sizes)
+            height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
+            inside = (torch.arange(160)[:, None] < height) & (torch.arange(200) < width)
+            wild = torch.where(inside, frames, 255)
+            inert = transform(wild, generator(0, 0, 1), labels, maps, sizes)
+        assert (difference(levels_of(single[0]), levels_of(whole[0])) <= 1).float().mean() >= 0.999
+        assert torch.equal(single[1], whole[1])
+        assert torch.equal(at_once[0], whole[0]) and torch.equal(at_once[1], whole[1])
+        assert torch.equal(inert[0], at_once[0])  # the padding is never sampled
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_padding_does_not_move_a_bit(whole, monkeypatch):
+    """Values at ties, where any weight on the padding would tip the rounding."""
+    if whole:
+        monkeypatch.setattr(augment, "_whole", lambda device: True)
+    wide = torch.tensor([(16, n) for n in range(1005, 2000, 23)])
+    zero = torch.zeros(len(wide))
+    for sizes in (wide, wide.flip(1)):
+        height, width = sizes.amax(0).tolist()
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        x = 10 + 2 * ((columns if height > width else rows) % 2)  # halfway at scale 2: 10.5, 11.5
+        inside = (rows < sizes[:, :1, None]) & (columns < sizes[:, 1:, None])
+        crop = (2 * sizes - 64).clamp(min=0)  # the far end
+        for flip in (zero, zero + 1):
+            shown = crop if flip[0] == 0 else 0 * crop
+            dark, bright = (augment.warp(
+                torch.where(inside, x, level).to(torch.uint8)[:, None].expand(-1, 3, -1, -1),
+                zero + 2, shown, 0 * crop, zero, flip, 64, sizes=sizes)[0] for level in (0, 255))
+            assert torch.equal(dark, bright)
+
+
+# ------------------------------------------------------------------------- labels and switches
+
+
+def test_labels_are_those_still_visible():
+    frames, sizes = smooth(32, 3, 320, 400), torch.tensor([[320, 400]]).expand(32, 2)
+    maps = torch.full((32, 320, 400), 255, dtype=torch.uint8)
+    maps[:, 40:80, 20:60], maps[:, 200:300, 300:380], maps[:, 100:101, 200:201] = 3, 17, 42
+    maps[:, 0:2, 0:2] = 77  # no such class
+    labels = torch.ones(32, 43)
+    transform = ReportAugment(64)
+    _, found = transform(frames, generator(0, 0, 0), labels, maps)
+    d = draw(32, generator(0, 0, 0), sizes, 64)
+    for i in range(32):
+        geometry = (d.flip[i, 0], d.scale[i, 0].item(), *d.crop[i, 0].tolist(),
+                    *d.pad[i, 0].tolist(), d.degrees[i, 0].item())
+        left = set(np.unique(loader_labels(maps[i].numpy(), *geometry, size=64))) - {255, 77}
+        assert set(torch.nonzero(found[i])[:, 0].tolist()) == left, i
+    assert set(found.unique().tolist()) == {0, 1} and found.dtype == torch.float32
+    for other in (ReportAugment(labels="frame")(frames, generator(0, 0, 0), labels, maps),
+                  transform(frames, generator(0, 0, 0), labels)):
+        assert torch.equal(other[1], labels)
+    assert transform(frames, generator(0, 0, 0))[1] is None
+
+
+def test_empty_crops_are_redrawn():
+    frames = smooth(64, 3, 160, 280)
+    maps = torch.full((64, 160, 280), 255, dtype=torch.uint8)
+    maps[:32, 60:80, 200:230] = 9  # half of the frames show an actor at all
+    labels = augment.visible(maps, 43)
+    kept, seen = ReportAugment(64)(frames, generator(0, 0, 0), labels, maps)
+    redrawn, seen_now = ReportAugment(64, empty="redraw")(frames, generator(0, 0, 0), labels, maps)
+    empty = seen.sum(1) == 0
+    assert 10 < empty[:32].sum() < 32  # so that there is something to redraw
+    assert (seen_now[:32].sum(1) == 0).sum() <= 2
+    assert torch.equal(kept[~empty], redrawn[~empty])
+    assert torch.equal(kept[32:], redrawn[32:])  # nothing to find: the first geometry stays
+    assert (kept[:32] != redrawn[:32])[empty[:32]].flatten(1).any(1).float().mean() > 0.9
+    frame = ReportAugment(64, empty="redraw", labels="frame")
+    assert torch.equal(frame(frames, generator(0, 0, 0), labels, maps)[0], redrawn)
+    with pytest.raises(ValueError, match="label maps"):
+        frame(frames, generator(0, 0, 0), labels)
+
+
+@pytest.mark.parametrize("name", augment.OPS + augment.EXTRA)
+def test_a_switch_changes_its_op_alone(name):
+    sizes = torch.tensor([[320, 570]]).expand(500, 2)
+    extra = name in augment.EXTRA
+    plain = draw(500, generator(0, 0, 0), sizes)
+    switched = draw(500, generator(0, 0, 0), sizes, without=() if extra else (name,),
+                    extra=(name,) if extra else ())
+    fields = {"scale": {"scale", "crop", "pad"}, "crop": {"crop", "pad"}, "rotate": {"degrees"},
+              "gamma": {"tone"}, "hsv": {"tone"}, "brightness": {"tone"}, "gaussian": {"blur"},
+              "motion": {"blur"}, "median": {"blur"}, "dropout": {"holes"}}.get(name, {name})
+    changed = {f for f in plain._fields
+               if not torch.equal(getattr(plain, f), getattr(switched, f))}
+    assert changed == fields
+    for field in fields & {"tone", "blur"}:
+        gone = augment.FORCE[name][field]
+        before, after = getattr(plain, field), getattr(switched, field)
+        assert torch.equal(after, torch.where(before == gone, 0, before))
+    if name == "scale":
+        assert (switched.scale == 1).all()
+    if name == "crop":
+        spare = (plain.scale[..., None] * sizes[:, None]).round() - 224
+        assert torch.equal(switched.crop, ((spare.clamp(min=0) + 1) / 2).long())
+    if name in ("flip", "rotate", "dropout"):
+        assert not getattr(switched, next(iter(fields))).any()
+
+
+def test_vertical_flip_and_transpose_turn_picture_and_nothing_else():
+    frames, sizes = smooth(8, 3, 100, 120), torch.tensor([[100, 120]]).expand(8, 2)
+    transform = ReportAugment(64)
+    d = draw(8, generator(0, 0, 0), sizes, 64)._replace(holes=torch.zeros(8, dtype=torch.long),
+                                                         blur=torch.zeros(8, dtype=torch.long))
+    plain, _ = transform.apply(frames, d)
+    rows = torch.arange(8) % 2 == 0
+    flipped, _ = transform.apply(frames, d._replace(vflip=rows))
+    assert torch.equal(flipped, torch.where(rows.view(-1, 1, 1, 1), plain.flip(2), plain))
+    turned, _ = transform.apply(frames, d._replace(transpose=rows))
+    assert torch.equal(turned, torch.where(rows.view(-1, 1, 1, 1), plain.mT, plain))
+
+
+def test_field_of_view_is_that_of_a_320_pixel_frame_at_224():
+    for shape, size in (((320, 570), 224), ((160, 285), 112), ((720, 1280), 64), ((400, 320), 448)):
+        d = draw(2000, generator(0, 0, 0), torch.tensor([shape]).expand(2000, 2), size)
+        seen = size / d.scale[:, 0] / min(shape)  # side of the window in short sides of the frame
+        assert 0.35 <= seen.min() < 0.351 and 1.39 < seen.max() <= 1.4  # 224/320/2 .. 224/320/0.5
+
+
+# ------------------------------------------------------------------------------ any batch works
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 61), (2, 1, 1), (1, 2000, 2000), (2, 9, 500),
+                                   (1024, 12, 10)])
+def test_any_batch_and_frame_size(shape):
+    batch, height, width = shape
+    frames, maps = noise(batch, 3, height, width), noise(batch, height, width)
+    for size, options in ((32, {}), (224, {"exact": True})):
+        if batch * size > 40_000:
+            continue
+        images, labels = ReportAugment(size, extra=augment.EXTRA, **options)(
+            frames, generator(0, 0, 0), torch.zeros(batch, 43), maps)
+        assert images.shape == (batch, 3, size, size) and images.dtype == torch.float32
+        assert images.isfinite().all() and labels.shape == (batch, 43)
+        assert levels_of(images).float().std() > 1 or height == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1024, 320, 570), (8, 2000, 2000), (64, 720, 1280)])
+def test_big_batches(shape):
+    batch, height, width = shape
+    frames = noise(1, 3, height, width).expand(batch, -1, -1, -1)
+    images, _ = ReportAugment()(frames, generator(0, 0, 0))
+    assert images.isfinite().all() and images.shape == (batch, 3, 224, 224)
+
+
+def test_memory_layout_does_not_matter():
+    frames, maps = smooth(6, 3, 90, 130), noise(6, 90, 130) % 50
+    labels = torch.zeros(6, 43)
+    wanted = ReportAugment(64)(frames, generator(0, 0, 0), labels, maps)
+    strided = torch.zeros(6, 3, 180, 260, dtype=torch.uint8)[..., ::2, ::2].copy_(frames)
+    strided_maps = torch.zeros(6, 130, 90, dtype=torch.uint8).mT.copy_(maps)
+    shown = smooth(1, 3, 90, 130).expand(6, -1, -1, -1)
+    for other in (frames.contiguous(memory_format=torch.channels_last), strided):
+        images, found = ReportAugment(64)(other, generator(0, 0, 0), labels, strided_maps)
+        assert torch.equal(images, wanted[0]) and torch.equal(found, wanted[1])
+        assert torch.equal(augment.EvalTransform(64)(other), augment.EvalTransform(64)(frames))
+    assert torch.equal(ReportAugment(64)(shown, generator(0, 0, 0))[0],
+                       ReportAugment(64)(shown.contiguous(), generator(0, 0, 0))[0])
+    before = frames.clone()
+    ReportAugment(64)(frames, generator(0, 0, 0))
+    assert torch.equal(frames, before)  # the input is not written
+
+
+def test_extreme_draws():
+    frames, sizes = noise(6, 3, 40, 50), torch.tensor([[40, 50]]).expand(6, 2)
+    d = draw(6, generator(0, 0, 0), sizes, 32)
+    d = d._replace(
+        scale=torch.tensor([1e-4, 1e4, 0.5, 1.0, 1.0, 64.0]).double()[:, None],
+        crop=torch.tensor([[0, 0], [399_968, 499_968], [0, 0], [8, 18], [0, 0],
+                           [2528, 3168]])[:, None],
+        pad=torch.tensor([[31, 31], [0, 0], [12, 7], [0, 0], [0, 0], [0, 0]])[:, None],
+        degrees=torch.tensor([0, 10, -180, 90, 360, 45.0]).double()[:, None],
+        flip=torch.tensor([True] * 3 + [False] * 3)[:, None],
+        tone=torch.tensor([1, 2, 2, 3, 3, 1]),
+        gamma=torch.tensor([1e-3, 1, 1, 1, 1, 50.0]).double(),
+        shift=torch.tensor([[400.0, 300, 300], [-400, -300, -300]] * 3).double(),
+        contrast=torch.tensor([[0.0, 9], [0, -9], [50, -20]] * 2).double())
+    images, _ = ReportAugment(32).apply(frames, d)
+    assert images.isfinite().all()
+    levels = levels_of(images)
+    assert levels.float().mean() > 1
+
+
+@pytest.mark.parametrize("frames, sizes, message", [
+    (torch.zeros(2, 3, 8, 8), None, "uint8"),
+    (torch.zeros(2, 3, 8, 8, dtype=torch.float16), None, "uint8"),
+    (np.zeros((2, 3, 8, 8), np.uint8), None, "uint8"),
+    (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), None, r"\(B, 3, H, W\)"),
+    (torch.zeros(3, 8, 8, dtype=torch.uint8), None, r"\(B, 3, H, W\)"),
+    (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), None, "empty"),
+    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([[9, 8]]), r"1\.\.\(8, 8\)"),
+    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([[0, 8]]), r"1\.\.\(8, 8\)"),
+    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([8, 8]), "int64"),
+    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([[8.0, 8.0]]), "int64"),
+])
+def test_wrong_frames_are_a_clear_error(frames, sizes, message):
+    for transform in (lambda *a: ReportAugment(32)(a[0], generator(0, 0, 0), sizes=a[1]),
+                      augment.EvalTransform(32)):
+        with pytest.raises((TypeError, ValueError), match=message):
+            transform(frames, sizes)
+
+
+def test_wrong_options_are_a_clear_error():
+    for options in ({"without": ["blurr"]}, {"without": ["vflip"]}, {"extra": ["gamma"]},
+                    {"labels": "all"}, {"empty": "drop"}):
+        with pytest.raises(ValueError, match="choose from"):
+            ReportAugment(**options)
+    with pytest.raises(ValueError, match="hole"):
+        ReportAugment(4)
+    for options in ({"fit": "crop"}, {"interpolation": "nearest"}):
+        with pytest.raises(ValueError, match="choose from"):
+            augment.EvalTransform(**options)
+    frames = noise(2, 3, 16, 16)
+    for maps in (torch.zeros(2, 16, 16), torch.zeros(2, 16, 15, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="label_maps are uint8"):
+            ReportAugment(16)(frames, generator(0, 0, 0), torch.zeros(2, 43), maps)
+
+
+def test_autocast_changes_nothing():
+    frames = smooth(12, 3, 90, 130)
+    wanted = ReportAugment(64, extra=augment.EXTRA)(frames, generator(0, 0, 0))[0]
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            got = ReportAugment(64, extra=augment.EXTRA)(frames, generator(0, 0, 0))[0]
+            shown = augment.EvalTransform(64)(frames)
+        assert got.dtype == shown.dtype == torch.float32
+        assert torch.equal(got, wanted)
+
+
+# ------------------------------------------------------------------------------- evaluation
+
+
+def test_squash_is_the_courses_resize():
+    cv2 = pytest.importorskip("cv2")
+    frames = torch.cat([smooth(2, 3, 320, 570), noise(2, 3, 320, 570)])
+    got = levels_of(augment.EvalTransform()(frames))
+    for i, frame in enumerate(frames):
+        image = np.ascontiguousarray(frame.permute(1, 2, 0))
+        error = difference(got[i : i + 1], planes(cv2.resize(image, (224, 224)))).float()
+        assert error.max() <= 1 and error.mean() < 0.2  # cv2's fixed point
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_does_not_depend_on_the_batch(fit, interpolation):
+    transform = augment.EvalTransform(48, fit=fit, interpolation=interpolation)
+    heights = torch.arange(64) % 5 * 7 + 60
+    sizes = torch.stack((heights, 150 - heights), 1)
+    frames = smooth(64, 3, 88, 90)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        frames[i, :, height:], frames[i, :, :, width:] = 0, 0
+    wanted = torch.cat([transform(f[None, :, :h, :w]) for f, (h, w)
+                        in zip(frames, sizes.tolist(), strict=True)])
+    for batch in (1, 7, 64):
+        parts = zip(frames.split(batch), sizes.split(batch), strict=True)
+        assert torch.equal(torch.cat([transform(f, s) for f, s in parts]), wanted)
+
+
+def test_letterbox_and_bicubic_against_pillow():
+    frame = smooth(1, 3, 100, 150)
+    image = Image.fromarray(np.ascontiguousarray(frame[0].permute(1, 2, 0)))
+    wanted = Image.new("RGB", (60, 60), FILL)
+    wanted.paste(image.resize((60, 40), Image.Resampling.BICUBIC), (0, 10))
+    got = levels_of(augment.EvalTransform(60, fit="letterbox", interpolation="bicubic")(frame))
+    assert difference(got, planes(np.array(wanted))).max() <= 1  # Pillow rounds between the passes
+
+
+# --------------------------------------------------------------------------- preview and script
+
+
+def test_preview_shows_every_op_with_labels(tmp_path):
+    frames, maps = smooth(2, 3, 80, 100), torch.full((2, 80, 100), 255, dtype=torch.uint8)
+    maps[:, 30:60, 30:60] = 1
+    labels = augment.visible(maps, 3)
+    transform = ReportAugment(64, without=("hsv",), extra=("vflip",))
+    augment.preview(tmp_path / "grid.png", frames, transform, labels, maps,
+                    class_names=["a", "bird-flying", "c"], draws=2)
+    sheet = np.array(Image.open(tmp_path / "grid.png").convert("RGB"))
+    rows = 1 + len(augment.OPS) - 1 + 1 + 2
+    assert sheet.shape == (rows * (64 + 44), 70 + 2 * 68, 3)
+    cells = sheet.reshape(rows, 108, -1, 3)
+    shown = cells[0, :64, 70:134].transpose(2, 0, 1)  # the frame as evaluation sees it
+    assert (shown == levels_of(augment.EvalTransform(64)(frames[:1]))[0].numpy()).all()
+    assert ((cells[:, 64:104, 70:134] < 128).any((1, 2, 3))).all()  # something is written
+    assert len({cells[i, :64].tobytes() for i in range(rows)}) == rows
+
+
+def test_script_writes_a_grid_and_names_a_bad_file(tmp_path):
+    for i, shape in enumerate(((40, 50), (64, 32))):
+        picture = np.ascontiguousarray(smooth(1, 3, *shape)[0].permute(1, 2, 0))
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    command = [sys.executable, "augment.py", tmp_path / "0.png", tmp_path / "1.png", "--size", "32"]
+    subprocess.run([*command, "--out", tmp_path / "grid.png"], cwd=HERE.parent, check=True)
+    assert Image.open(tmp_path / "grid.png").width == 70 + 2 * 36
+    (tmp_path / "0.png").write_text("no picture")
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "0.png" in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- compiled, and CUDA
+
+
+@pytest.mark.slow
+def test_compiled_agrees():
+    frames, maps = smooth(24, 3, 160, 200), noise(24, 160, 200) % 50
+    labels = torch.zeros(24, 43)
+    compiled = ReportAugment(96, compile=True, extra=augment.EXTRA)
+    for step in range(2):
+        got = compiled(frames, generator(0, 0, step), labels, maps)
+        wanted = ReportAugment(96, extra=augment.EXTRA)(frames, generator(0, 0, step), labels, maps)
+        assert (difference(levels_of(got[0]), levels_of(wanted[0])) <= 1).float().mean() >= 0.999
+        assert torch.equal(got[1], wanted[1])
+
+
+@CUDA
+@pytest.mark.parametrize("empty", ["keep", "redraw"])
+def test_cuda_agrees_and_never_synchronises(empty):
+    frames, maps = smooth(64, 3, 320, 400), torch.full((64, 320, 400), 255, dtype=torch.uint8)
+    maps[:, 50:150, 60:160], maps[:, 250:280, 300:340] = 5, 41
+    labels = augment.visible(maps, 43)
+    transform = ReportAugment(extra=augment.EXTRA, empty=empty)
+    wanted = transform(frames, generator(0, 0, 0), labels, maps)
+    device = frames.cuda(), labels.cuda(), maps.cuda()
+    transform(device[0], generator(0, 0, 0), *device[1:])  # libraries load here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        got = transform(device[0], generator(0, 0, 0), *device[1:])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (difference(levels_of(got[0].cpu()), levels_of(wanted[0])) <= 1).float().mean() >= 0.999
+    assert torch.equal(got[1].cpu(), wanted[1])
+
+
+@CUDA
+def test_cuda_evaluation_agrees():
+    frames = smooth(7, 3, 320, 570)
+    got = augment.EvalTransform()(frames.cuda())
+    assert torch.allclose(got.cpu(), augment.EvalTransform()(frames), atol=1e-4)
+    assert torch.equal(got[:1], augment.EvalTransform()(frames[:1].cuda()))
