@@ -1,0 +1,258 @@
+"""checkpoint.py: no half-written file, every damage noticed, nothing executed, one run a folder."""
+
+import errno
+import os
+import pickle
+import random
+import resource
+import signal
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+
+
+def state(value=1.0):
+    return {"config": {"arch": "tiny"}, "args": {"lr": 0.1}, "weights": torch.full((50, 50), value)}
+
+
+def forked(child) -> int:
+    """Run `child` in a process of its own; its return value is the exit code."""
+    process = os.fork()
+    if process == 0:
+        code = 99
+        try:
+            code = child() or 0
+        finally:
+            os._exit(code)
+    return process
+
+
+def finished(process) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_round_trip_and_torch_reads_it(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", state(2.0))
+    for read in (checkpoint.load, torch.load):
+        loaded = read(tmp_path / "a.pt")
+        assert loaded["args"] == {"lr": 0.1} and torch.equal(
+            loaded["weights"], state(2.0)["weights"]
+        )
+    assert zipfile.ZipFile(tmp_path / "a.pt").testzip() is None
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    file = tmp_path / "best.pt"
+    checkpoint.save(file, state())
+    whole = file.read_bytes()
+    rng = random.Random(0)
+    places = [rng.randrange(8 * len(whole)) for _ in range(50)]
+    places += [0, 8 * len(whole) - 1, 8 * (len(whole) - checkpoint.TAIL)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        with pytest.raises(checkpoint.CheckpointError, match="best.pt: (damaged|truncated)"):
+            checkpoint.load(file)
+
+
+def test_every_truncation_is_noticed_and_the_previous_file_is_named(tmp_path):
+    file = tmp_path / "last.pt"
+    checkpoint.save(file, state())
+    whole = file.read_bytes()
+    checkpoint.save(tmp_path / "last.prev.pt", state())
+    for cut in [0, 1, 4, 100, *range(500, len(whole), len(whole) // 8), len(whole) - 1]:
+        file.write_bytes(whole[:cut])
+        with pytest.raises(checkpoint.CheckpointError, match="last.prev.pt"):
+            checkpoint.load(file)
+
+
+class Payload:
+    def __init__(self, sentinel):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sentinel}",)
+
+
+def hashed(file):
+    """Give a foreign zip the right hash, as an attacker would."""
+    content = file.read_bytes()
+    content = content[:-2] + checkpoint.TAIL.to_bytes(2, "little") + checkpoint.COMMENT
+    file.write_bytes(content + checkpoint.hashlib.sha256(content).hexdigest().encode())
+
+
+@pytest.mark.parametrize("kind", ["zip", "zip with the right hash", "legacy", "raw pickle"])
+def test_a_pickle_that_runs_code_is_refused(tmp_path, kind):
+    file, sentinel = tmp_path / "a.pt", tmp_path / "sentinel"
+    hostile = state() | {"optimizer": {"state": [Payload(sentinel)]}}
+    if kind == "raw pickle":
+        file.write_bytes(pickle.dumps(hostile))
+    else:
+        torch.save(hostile, file, _use_new_zipfile_serialization=kind != "legacy")
+    if kind == "zip with the right hash":
+        hashed(file)
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        checkpoint.load(file)
+    assert "\n" not in str(caught.value) and not sentinel.exists()
+    # the payload is live: what torch.load does without weights_only
+    if kind == "zip":
+        torch.load(file, weights_only=False)
+        assert sentinel.exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    for name, content in {"a": b"", "b": b"<html>404</html>", "c": b"PK\3\4" + bytes(200)}.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "d")
+    hashed(tmp_path / "d")
+    for name in ("a", "b", "c", "d", "missing"):
+        with pytest.raises(checkpoint.CheckpointError, match=name):
+            checkpoint.load(tmp_path / name)
+
+
+def test_disk_full_leaves_the_old_file_and_no_other(tmp_path):
+    def child():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            checkpoint.save(tmp_path / "a.pt", state(2.0) | {"more": torch.zeros(100_000)})
+        except OSError as error:
+            return 0 if error.errno == errno.EFBIG else 2
+        return 1
+
+    checkpoint.save(tmp_path / "a.pt", state(1.0))
+    assert finished(forked(child)) == 0
+    assert checkpoint.load(tmp_path / "a.pt")["weights"][0, 0] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_kills_during_continuous_saving_leave_loadable_files(tmp_path):
+    def child():
+        run = checkpoint.Run(tmp_path, True)
+        start = run.saved["step"] if run.saved else 0
+        for step in range(start + 1, 10**9):
+            run.save_last(state(float(step)) | {"step": step})
+            if step > start + 1:  # last.prev.pt is this process's own too
+                (tmp_path / "moved").touch()
+
+    rng, before = random.Random(1), 0
+    for _ in range(12):
+        (tmp_path / "moved").unlink(missing_ok=True)
+        process = forked(child)
+        while not (tmp_path / "moved").exists():
+            time.sleep(0.005)
+        time.sleep(0.1 * rng.random())
+        os.kill(process, signal.SIGKILL)
+        assert finished(process) == -signal.SIGKILL
+        for name in ("last.pt", "last.prev.pt"):
+            loaded = checkpoint.load(tmp_path / name)
+            assert (loaded["weights"] == loaded["step"]).all()
+        step = checkpoint.load(tmp_path / "last.pt")["step"]
+        assert step > before
+        before = step
+
+
+def test_data_are_on_the_disk_before_the_name_points_to_them(tmp_path, monkeypatch):
+    """Power may fail between any two system calls: sync the file, rename, sync the folder."""
+    calls = []
+
+    def spy(name):
+        real = getattr(os, name)
+
+        def called(*args):
+            target = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else args[0]
+            calls.append((name, Path(target).name))
+            return real(*args)
+
+        monkeypatch.setattr(os, name, called)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    spy("fsync")
+    spy("replace")
+    checkpoint.save(tmp_path / "a.pt", state())
+    temporary = f".a.pt.{os.getpid()}.tmp"
+    assert calls == [("fsync", temporary), ("replace", temporary), ("fsync", tmp_path.name)]
+
+
+def test_last_and_the_one_before(tmp_path):
+    run = checkpoint.Run(tmp_path / "run", False)
+    assert run.saved is None
+    for value in (1.0, 2.0, 3.0):
+        run.save_last(state(value))
+    assert checkpoint.load(tmp_path / "run/last.pt")["weights"][0, 0] == 3
+    assert checkpoint.load(tmp_path / "run/last.prev.pt")["weights"][0, 0] == 2
+
+
+def test_a_kill_between_the_two_renames_harms_neither_file(tmp_path):
+    """Then both names are one file, and a rename between names of one file does nothing."""
+    run = checkpoint.Run(tmp_path, False)
+    run.save_last(state(1.0))
+    os.link(tmp_path / "last.pt", tmp_path / "last.prev.pt")
+    first = os.stat(tmp_path / "last.prev.pt")
+    for value in (2.0, 3.0):
+        run.save_last(state(value))
+        loaded = [checkpoint.load(tmp_path / f"last{p}.pt")["weights"][0, 0] for p in (".prev", "")]
+        assert loaded == [value - 1, value]
+    assert os.stat(tmp_path / "last.prev.pt").st_ino != first.st_ino
+
+
+def test_a_run_in_use_or_finished_is_not_taken(tmp_path):
+    def child():
+        run = checkpoint.Run(tmp_path, True)
+        run.save_last(state())
+        time.sleep(20)
+
+    process = forked(child)
+    while not (tmp_path / "last.pt").exists():
+        time.sleep(0.01)
+    with pytest.raises(checkpoint.CheckpointError, match=f"in use by process {process} on"):
+        checkpoint.Run(tmp_path, True)
+    os.kill(process, signal.SIGKILL)
+    finished(process)
+    assert checkpoint.Run(tmp_path, True).saved  # the lock died with its process
+    with pytest.raises(checkpoint.CheckpointError, match="holds a run already"):
+        checkpoint.Run(tmp_path, False)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(checkpoint.CheckpointError, match="file/run"):
+        checkpoint.Run(tmp_path / "file/run", False)
+
+
+def test_leftovers_are_removed_and_named(tmp_path, capsys):
+    (tmp_path / ".last.pt.99.tmp").write_bytes(b"half")
+    checkpoint.Run(tmp_path, False)
+    assert not list(tmp_path.glob(".*.tmp")) and ".last.pt.99.tmp" in capsys.readouterr().out
+
+
+def test_log_has_each_epoch_once(tmp_path):
+    run = checkpoint.Run(tmp_path, False)
+    for epoch in (1, 2, 3):
+        run.log({"epoch": epoch, "leg": 1})
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"epoch": 4, "le')  # a kill cut it short
+    assert [row["epoch"] for row in checkpoint.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
+    for epoch in (3, 4):
+        run.log({"epoch": epoch, "leg": 2})
+    rows = checkpoint.read_log(tmp_path / "log.jsonl")
+    assert [(row["epoch"], row["leg"]) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_other_flags_are_listed(tmp_path):
+    run = checkpoint.Run(tmp_path, False)
+    run.save_last(state() | {"args": {"lr": 0.1, "batch_size": 4, "workers": 0}})
+    run.lock.close()
+    run = checkpoint.Run(tmp_path, True)
+    run.refuse_other_flags({"lr": 0.1, "batch_size": 4, "workers": 2}, {"workers"})
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        run.refuse_other_flags({"lr": 0.2, "batch_size": 8, "workers": 0}, {"workers"})
+    assert "--lr 0.1 -> 0.2, --batch-size 4 -> 8" in str(caught.value)

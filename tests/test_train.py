@@ -1,0 +1,620 @@
+"""train.py: schedules, the gradient of a window, resume to the bit, exit codes, evaluation."""
+
+import csv
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import augment
+import checkpoint
+import data
+import metrics
+import model
+import train
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    *"--arch tiny --image-size 32 --weights none --optimizer sgd --lr 0.02 --device cpu".split(),
+    *"--schedule cosine --t-max 0 --epochs 2 --batch-size 8 --accumulate 1".split(),
+    *"--workers 0 --cache ram".split(),
+]
+
+pytestmark = pytest.mark.usefixtures("own_cache", "signals")
+
+
+def run(scenes, out, *flags):
+    return train.main([*SMALL, "--data", str(scenes), "--out", str(out), *flags])
+
+
+def weights(path):
+    return checkpoint.load(path)["model"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ------------------------------------------------------------------------------------ schedules
+
+
+def schedule(**changes):
+    recipe = {"lr": 0.05, "schedule": "cosine", "t_max": 150, "epochs": 40, "cosine_epochs": 6}
+    return Namespace(**(recipe | {"milestones": [5, 10, 20]} | changes))
+
+
+def torch_schedule(make, steps):
+    """Learning rates of one of torch's own schedulers, stepped after each optimizer step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.05)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_cosine_is_torchs_and_rises_again_after_t_max():
+    args = schedule()
+    ours = [0.05 * train.lr_factor(args, step, 10) for step in range(400)]
+    theirs = torch_schedule(
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 150, eta_min=5e-6), 400
+    )
+    # torch multiplies ratios step by step: 400 roundings
+    assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    assert ours[150] == pytest.approx(5e-6) and ours[300] == pytest.approx(0.05)
+
+
+def test_cosine_without_t_max_is_one_descent():
+    rates = [train.lr_factor(schedule(t_max=0, epochs=4), step, 10) for step in range(40)]
+    assert rates[0] == 1 and all(a > b for a, b in itertools.pairwise(rates))
+    assert rates[20] == pytest.approx((1 + 5e-6 / 0.05) / 2) and rates[-1] < 0.002
+
+
+def test_multistep_is_torchs():
+    args = schedule(schedule="multistep")
+    ours = [0.05 * train.lr_factor(args, step, 3) for step in range(120)]
+    theirs = torch_schedule(
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [15, 30, 60], gamma=0.25), 120
+    )
+    assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+def test_two_stage_is_one_after_the_other():
+    args = schedule(schedule="two-stage")
+    ours = [train.lr_factor(args, step, 10) for step in range(400)]
+    assert ours[:60] == [train.lr_factor(schedule(), step, 10) for step in range(60)]
+    steps = [0.1 * train.lr_factor(schedule(schedule="multistep"), step, 10) for step in range(340)]
+    assert ours[60:] == steps
+
+
+# ------------------------------------------------------------------------------------ one window
+
+
+def gradient(scenes, *flags):
+    """Gradient of the first optimizer step, and the loss that an epoch logs; SGD at lr 1."""
+    flags = ["--augment", "none", "--freeze-bn", "--clip-grad", "0", "--dropout", "0", *flags]
+    args = train.parse_args([*SMALL, "--data", str(scenes), *flags])
+    args.lr, args.dry_run = 1.0, True
+    dataset = data.A2D(scenes, "train", keep=True)
+    torch.manual_seed(0)
+    net = model.create_model("tiny", 43, dropout=0)
+    model.set_frozen(net, bn=True)
+    before = {k: p.detach().clone() for k, p in net.named_parameters()}
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    optimizer.param_groups[0]["initial_lr"] = 1.0
+    net.train()
+    row = train.train_epoch(
+        0, dataset, train.Loss(net), optimizer, torch.amp.GradScaler("cpu", enabled=False),
+        train.make_augmentation(args, {}, augment.EvalTransform(32)), None, args,
+        checkpoint.Stop(),
+    )  # fmt: skip
+    return {k: before[k] - p.detach() for k, p in net.named_parameters()}, row["loss"]
+
+
+@pytest.mark.parametrize(
+    "whole, parts",
+    [("16 1", "4 4"), ("22 1", "8 3"), ("22 1", "5 5"), ("22 1", "7 100"), ("22 1", "1 22")],
+)
+def test_micro_batches_give_the_gradient_of_the_whole_window(scenes, whole, parts):
+    """22 frames: windows of 8+8+6, 5+5+5+5+2, 7+7+7+1 have a short last micro-batch."""
+
+    def of(text):
+        batch, accumulate = text.split()
+        return gradient(scenes, "--batch-size", batch, "--accumulate", accumulate)
+
+    (expected, loss), (ours, logged) = of(whole), of(parts)
+    for name, value in expected.items():
+        # lr 1 on weights of order 0.1: the difference of weights carries 1e-8 of rounding
+        assert torch.allclose(ours[name], value, rtol=1e-4, atol=1e-6), name
+    assert max(v.abs().max() for v in expected.values()) > 1e-3
+    assert logged == pytest.approx(loss, rel=1e-6)
+
+
+def test_the_gradient_is_that_of_the_mean_loss(scenes):
+    """Against autograd on torch's own loss over the first 16 frames of the epoch's order."""
+    ours, loss = gradient(scenes, "--batch-size", "4", "--accumulate", "4")
+    dataset = data.A2D(scenes, "train")
+    (batch,) = data.batches(dataset, data.order(22, 0, 0)[:16], 16)
+    torch.manual_seed(0)
+    net = model.create_model("tiny", 43, dropout=0).eval()
+    images = augment.EvalTransform(32)(batch.frames, batch.sizes)
+    expected = F.binary_cross_entropy_with_logits(net(images), batch.labels)
+    expected.backward()
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad and ".bn." not in name:
+            assert torch.allclose(ours[name], parameter.grad, rtol=1e-4, atol=1e-6), name
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_loss_with_pos_weight_against_the_formula():
+    torch.manual_seed(0)
+    net = model.create_model("tiny", 5, "linear").eval()
+    images, labels = torch.randn(3, 3, 32, 32), (torch.rand(3, 5) < 0.5).float()
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    p = net(images).double().sigmoid()
+    expected = -(weight * labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    assert train.Loss(net, weight)(images, labels).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+
+def test_the_mish_head_has_the_same_loss():
+    torch.manual_seed(0)
+    net = model.create_model("tiny", 5).eval()
+    images, labels = torch.randn(3, 3, 32, 32), (torch.rand(3, 5) < 0.5).float()
+    p = net(images).double().sigmoid()
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    assert train.Loss(net)(images, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------ whole runs
+
+
+def test_a_run_writes_what_it_says(scenes, tmp_path, capsys):
+    assert run(scenes, tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "torch 2",
+        "22 frames",
+        "M parameters",
+        "2 epochs of 3 steps",
+        "data wait",
+        "micro",
+    ):
+        assert words in printed
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    tables = {"args.json", "log.jsonl", "report.csv"}
+    assert names == tables | {"last.pt", "last.prev.pt", "best.pt", "lock"}
+    log = checkpoint.read_log(tmp_path / "run/log.jsonl")
+    assert [row["epoch"] for row in log] == [1, 2]
+    args = json.loads((tmp_path / "run/args.json").read_text())
+    assert args["lr"] == 0.02 and args["torch"] == torch.__version__ and args["arch"] == "tiny"
+    best = checkpoint.load(tmp_path / "run/best.pt")
+    assert best["best"]["f1"] == max(row["val_f1"] for row in log)
+    with open(tmp_path / "run/report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == data.CLASSES
+    assert sum(int(row["support"]) for row in rows) == data.A2D(scenes, "val").labels.sum()
+
+
+def test_the_same_run_twice_is_the_same(scenes, tmp_path):
+    for name in ("a", "b"):
+        assert run(scenes, tmp_path / name, "--deterministic") == 0
+    assert same(weights(tmp_path / "a/last.pt"), weights(tmp_path / "b/last.pt"))
+    assert run(scenes, tmp_path / "c", "--deterministic", "--seed", "1") == 0
+    assert not same(weights(tmp_path / "a/last.pt"), weights(tmp_path / "c/last.pt"))
+
+
+VARIANTS = {
+    "sgd": "--schedule multistep --milestones 1 2",
+    "adam, average": "--optimizer adam --lr 0.001 --ema 0.9",
+    "adamw, bf16, accumulated": "--optimizer adamw --amp bf16 --accumulate 2",
+    "two-stage, fp16": "--schedule two-stage --cosine-epochs 2 --amp fp16 --freeze-backbone 1",
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, name, monkeypatch):
+    """Stopped after the second of three epochs, between the log line and last.pt."""
+    flags = ["--deterministic", "--epochs", "3", *VARIANTS[name].split()]
+    assert run(scenes, tmp_path / "whole", *flags) == 0
+
+    save_last = checkpoint.Run.save_last
+
+    def killed(self, state):
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+        save_last(self, state)
+
+    monkeypatch.setattr(checkpoint.Run, "save_last", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes, tmp_path / "killed", *flags)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert run(scenes, tmp_path / "killed", *flags, "--resume") == 0
+    whole, resumed = (checkpoint.load(tmp_path / n / "last.pt") for n in ("whole", "killed"))
+    assert same(whole["model"], resumed["model"])
+    if whole["average"]:
+        assert same(whole["average"], resumed["average"])
+        assert not same(whole["average"], whole["model"])
+    assert whole["best"] == resumed["best"]
+    times = {"seconds", "images_per_second", "data_wait", "memory_gb"}
+    logs = [checkpoint.read_log(tmp_path / n / "log.jsonl") for n in ("whole", "killed")]
+    logs = [[{k: v for k, v in row.items() if k not in times} for row in log] for log in logs]
+    assert logs[0] == logs[1] and [row["epoch"] for row in logs[0]] == [1, 2, 3]
+    assert same(weights(tmp_path / "whole/best.pt"), weights(tmp_path / "killed/best.pt"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigkill_at_random_moments(scenes, tmp_path, workers):
+    def log():
+        return checkpoint.read_log(tmp_path / "killed/log.jsonl")
+
+    flags = ["--deterministic", "--epochs", "10", "--cache", "off" if workers else "ram"]
+    flags += ["--workers", str(workers)]
+    assert run(scenes, tmp_path / "whole", *flags) == 0
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        *SMALL,
+        "--data",
+        scenes,
+        "--out",
+        tmp_path / "killed",
+    ]
+    command = [str(part) for part in (*command, *flags, "--resume")]
+    rng = random.Random(workers)
+    for rows in (0, 2, 4):  # in the first epoch, about the second's and the fourth's end
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while not (tmp_path / "killed/last.pt").exists() or len(log()) < rows:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(0.2 * rng.random())
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert same(weights(tmp_path / "whole/last.pt"), weights(tmp_path / "killed/last.pt"))
+    assert [row["epoch"] for row in log()] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_with_their_code_and_name_the_file(scenes, tmp_path, number, code):
+    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--data", str(scenes)]
+    command += [
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "1000",
+        "--workers",
+        "2",
+        "--cache",
+        "off",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 1:"):
+            break
+    os.killpg(process.pid, number)  # the whole group, as a terminal or a scheduler does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "last.pt" in errors and "--resume" in errors and "Traceback" not in errors
+    assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] >= 1
+
+
+def test_workers_and_evaluation_batch_do_not_matter(scenes, tmp_path):
+    assert run(scenes, tmp_path / "a", "--deterministic") == 0
+    assert run(scenes, tmp_path / "b", "--deterministic", "--workers", "2", "--cache", "off") == 0
+    assert same(weights(tmp_path / "a/last.pt"), weights(tmp_path / "b/last.pt"))
+    best = str(tmp_path / "a/best.pt")
+    for batch in ("1", "7"):
+        flags = ["--evaluate", best, "--batch-size", batch, "--out", str(tmp_path / batch)]
+        assert train.main(["--data", str(scenes), "--device", "cpu", *flags]) == 0
+    one, seven = ((tmp_path / b / "predictions.csv").read_text() for b in ("1", "7"))
+    assert one == seven  # four digits of each probability
+
+
+def test_best_survives_a_resume_and_nan_is_never_best(scenes, tmp_path, monkeypatch):
+    scores = iter([0.3, 0.9, float("nan"), 0.5])
+    real = train.score
+
+    def scored(probabilities, labels, names, threshold=None, **other):
+        report = real(probabilities, labels, names, threshold, **other)
+        if threshold is None:
+            report["samples"] = report["samples"] | {"f1": next(scores)}
+        return report
+
+    monkeypatch.setattr(train, "score", scored)
+    assert run(scenes, tmp_path, "--epochs", "2") == 0
+    assert run(scenes, tmp_path, "--epochs", "4", "--resume", "--override") == 0
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
+    assert checkpoint.load(tmp_path / "last.pt")["best"] == {"f1": 0.9, "epoch": 2}
+
+
+def test_training_mode_returns_after_evaluation(scenes, tmp_path):
+    """Batch statistics must move in every epoch, not only in the first."""
+    run(scenes, tmp_path / "one", "--epochs", "1")
+    run(scenes, tmp_path / "two", "--epochs", "2", "--t-max", "6")
+    counts = [
+        {int(v) for k, v in weights(tmp_path / n / "last.pt").items() if "num_batches" in k}
+        for n in ("one", "two")
+    ]
+    assert counts == [{3}, {6}]
+
+
+def test_freezing(scenes, tmp_path):
+    run(scenes, tmp_path / "start", "--epochs", "1")
+    start = weights(tmp_path / "start/last.prev.pt")
+    run(scenes, tmp_path / "head", "--epochs", "2", "--freeze-backbone", "1")
+    first = weights(tmp_path / "head/last.prev.pt")
+    moved = {k for k in first if not torch.equal(first[k], start[k])}
+    assert moved == {k for k in first if k.startswith("head.")}
+    last = weights(tmp_path / "head/last.pt")
+    assert not any(torch.equal(last[k], first[k]) for k in last if k.endswith("conv.weight"))
+
+
+def test_average_against_its_definition(scenes, tmp_path):
+    """One step an epoch: average_e = .5 average_(e-1) + .5 weights_e, and starts as weights_1."""
+    flags = ["--batch-size", "22", "--ema", "0.5", "--deterministic"]
+    expected = None
+    for epochs in (1, 2, 3):
+        out = tmp_path / str(epochs)
+        run(scenes, out, *flags, "--epochs", str(epochs), "--t-max", "100")
+        state = checkpoint.load(out / "last.pt")
+        name = "head.0.weight"
+        now = state["model"][name]
+        expected = now if expected is None else 0.5 * expected + 0.5 * now
+        assert torch.allclose(state["average"][name], expected, atol=1e-7)  # float32 rounding
+
+
+def test_clipping_limits_the_step(scenes, tmp_path):
+    """One SGD step without momentum's history: |change| = lr x min(|g|, limit)."""
+    flags = ["--batch-size", "22", "--epochs", "1", "--weight-decay", "0", "--amp"]
+    norms = {}
+    for amp, limit in itertools.product(["off", "fp16"], ["0", "0.001"]):
+        out = tmp_path / f"{amp}-{limit}"
+        run(scenes, out, *flags, amp, "--clip-grad", limit)
+        before = checkpoint.load(out / "last.prev.pt")["model"]
+        after = weights(out / "last.pt")
+        change = sum(
+            ((after[k] - before[k]).double() ** 2).sum()
+            for k in after
+            if "running" not in k and "num_batches" not in k
+        )
+        norms[amp, limit] = math.sqrt(change) / 0.02
+    assert norms["off", "0"] > 0.01
+    # clipping before unscaling would leave fp16 a step 65536 times shorter
+    for amp in ("off", "fp16"):
+        assert norms[amp, "0.001"] == pytest.approx(0.001, rel=2e-2)  # float32 weights, short step
+    assert norms["fp16", "0"] == pytest.approx(norms["off", "0"], rel=2e-2)  # fp16 rounding
+
+
+def test_dry_run_writes_nothing(scenes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    assert run(scenes, tmp_path / "run", "--dry-run") == 0
+    after = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    assert after <= before and "dry run OK" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------ evaluation
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    for seed in ("0", "1"):
+        assert run(scenes, folder / seed, "--seed", seed) == 0
+    return folder
+
+
+def predictions(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_evaluate_and_blend(scenes, trained, tmp_path, capsys):
+    files = [str(trained / seed / "best.pt") for seed in "01"]
+    common = ["--data", str(scenes), "--device", "cpu", "--workers", "0"]
+    tables = []
+    for name, chosen in (("a", files[:1]), ("b", files[1:]), ("ab", files)):
+        assert train.main(["--evaluate", *chosen, *common, "--out", str(tmp_path / name)]) == 0
+        tables.append(predictions(tmp_path / name / "predictions.csv"))
+    dataset = data.A2D(scenes, "val")
+    threshold = sum(checkpoint.load(file)["threshold"] for file in files) / 2
+    for i, (a, b, blend) in enumerate(zip(*tables, strict=True)):
+        assert blend["name"] == dataset.names[i]
+        truth = [data.CLASSES[c] for c in dataset.labels[i].nonzero().flatten()]
+        assert blend["labels"].split("|") == truth
+        for name in data.CLASSES:
+            # each printed probability is rounded to 4 digits
+            assert float(blend[name]) == pytest.approx(
+                (float(a[name]) + float(b[name])) / 2, abs=1.1e-4
+            )
+            if abs(float(blend[name]) - threshold) > 1e-4:
+                assert (name in blend["predicted"].split("|")) == (float(blend[name]) >= threshold)
+    shown = capsys.readouterr().out
+    assert shown.count("at its threshold") == 4
+    scores = torch.tensor([[float(row[name]) for name in data.CLASSES] for row in tables[2]])
+    f1 = metrics.precision_recall_f1(metrics.decide(scores, threshold), dataset.labels)[2]
+    assert f"{100 * f1:.1f}" in shown.splitlines()[-3]
+
+
+def test_evaluate_on_unlabelled_images_only_predicts(scenes, trained, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(scenes / "pngs320H", folder)
+    code = train.main(["--evaluate", str(trained / "0/best.pt"), "--data", str(folder),
+                       "--out", str(tmp_path / "out"), "--device", "cpu"])  # fmt: skip
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predictions.csv",
+        "predictions.png",
+    ]
+    rows = predictions(tmp_path / "out/predictions.csv")
+    assert len(rows) == 31 and all(row["labels"] == "" for row in rows)
+
+
+def test_train_and_evaluate_own_classes(tmp_path, capsys):
+    """A CSV of two classes that a colour tells apart is learned; its classes go along."""
+    rng, lines = np.random.default_rng(0), ["path,labels,split"]
+    for i in range(48):
+        red, blue = [(1, 0), (0, 1), (1, 1)][i % 3]
+        pixels = rng.integers(0, 60, (24, 40, 3), dtype=np.uint8)
+        pixels[:, :20, 0] += np.uint8(190 * red)
+        pixels[:, 20:, 2] += np.uint8(190 * blue)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        labels = "|".join(["red"] * red + ["blue"] * blue)
+        lines.append(f"{i}.png,{labels},{'train' if i < 36 else 'val'}")
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    flags = ["--augment", "none", "--epochs", "8", "--optimizer", "adamw", "--lr", "0.01"]
+    assert run(tmp_path / "own.csv", tmp_path / "run", *flags) == 0
+    best = checkpoint.load(tmp_path / "run/best.pt")
+    assert best["class_names"] == ["blue", "red"] and best["best"]["f1"] == 1
+    other = tmp_path / "other.csv"
+    other.write_text("path,labels\n1.png,green\n")
+    code = train.main(["--evaluate", str(tmp_path / "run/best.pt"), "--data", str(other)])
+    assert code == 3 and "unknown label 'green'" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------ exit codes
+
+
+def usage(capsys, *flags):
+    with pytest.raises(SystemExit) as caught:
+        train.parse_args(list(flags))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_wrong_flags_are_refused_together(capsys):
+    flags = "--lr -1 --epochs 0 --batch-size 0 --ema 1 --dropout 2 --override --seed -1"
+    message = usage(capsys, *flags.split())
+    for flag in ("--lr", "--epochs", "--batch-size", "--ema", "--dropout", "--override", "--seed"):
+        assert f"{flag} " in message.split("error:")[1]
+    assert "--head mish" in usage(capsys, "--head", "linear", "--dropout", "0.1")
+    assert "--augment report" in usage(capsys, "--augment", "none", "--without", "gamma")
+    assert "--cosine-epochs" in usage(capsys, "--schedule", "two-stage", "--epochs", "5")
+    assert "--device" in usage(capsys, "--device", "tpu")
+    assert "--evaluate" in usage(capsys, "--evaluate", "a.pt", "--resume")
+    assert "--freeze-backbone" in usage(capsys, "--freeze-backbone", "3")
+    assert "invalid choice" in usage(capsys, "--arch", "resnet35")
+    if not torch.cuda.is_available():
+        assert "no CUDA" in usage(capsys, "--device", "cuda")
+
+
+def bad_inputs(tmp_path, scenes, trained):
+    """name -> (flags, words of the one line that is printed); all end with code 3."""
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "page.pt").write_text("<html>404</html>")
+    (tmp_path / "bad.csv").write_text("path,labels,split\ngone.png,x,train\ngone2.png,x,val\n")
+    (tmp_path / "empty").mkdir()
+    damaged = bytearray((trained / "0/best.pt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "damaged.pt").write_bytes(damaged)
+    evaluate = ["--evaluate", str(trained / "0/best.pt")]
+    tree = ["--data", str(scenes)]
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    (tmp_path / "own.csv").write_text("path,labels,split\na.png,x,train\nb.png,x,val\n")
+    own = ["--data", str(tmp_path / "own.csv")]
+    return {
+        "no data": (["--data", str(tmp_path / "gone")], "does not exist"),
+        "empty folder": (["--data", str(tmp_path / "empty")], "no picture"),
+        "csv": (["--data", str(tmp_path / "bad.csv")], "bad.csv:2: "),
+        "unlabelled": (["--data", str(scenes / "pngs320H")], "without labels"),
+        "demo": (["--data", "demo:x"], "demo:TRAIN/VAL"),
+        "weights": ([*tree, "--weights", str(tmp_path / "gone")], "no such file"),
+        "weights page": ([*tree, "--weights", str(tmp_path / "page.pt")], "web page"),
+        "out": ([*tree, "--out", str(tmp_path / "file/run")], "--out"),
+        "other run": ([*tree, "--out", str(trained / "0")], "--resume"),
+        "other flags": (
+            [*tree, "--out", str(trained / "0"), "--resume", "--lr", "9"],
+            "--lr 0.02 -> 9",
+        ),
+        "no checkpoint": ([*tree, "--evaluate", str(tmp_path / "gone.pt")], "No such file"),
+        "page as checkpoint": ([*tree, "--evaluate", str(tmp_path / "page.pt")], "no checkpoint"),
+        "damaged checkpoint": ([*tree, "--evaluate", str(tmp_path / "damaged.pt")], "sha256"),
+        "redraw": ([*own, "--empty", "redraw"], "label maps"),
+        "split": ([*evaluate, *tree, "--split", "test"], "list/test.txt"),
+        "evaluate out": ([*evaluate, *tree, "--out", str(tmp_path / "file/x")], "--out"),
+    }
+
+
+def test_every_bad_input_gives_code_3_and_one_line(tmp_path, scenes, trained, capsys):
+    for name, (flags, words) in bad_inputs(tmp_path, scenes, trained).items():
+        flags = flags if "--out" in flags else [*flags, "--out", str(tmp_path / "out" / name)]
+        assert train.main([*SMALL, *flags]) == 3, name
+        errors = capsys.readouterr().err
+        assert errors.startswith("train.py: ") and words in errors, (name, errors)
+        assert errors.count("\n") == (3 if name == "csv" else 1), (name, errors)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_image_that_vanishes_during_training_is_named(
+    scenes, tmp_path, capsys, monkeypatch, workers
+):
+    shutil.copytree(scenes, tmp_path / "A2D")
+    victim = tmp_path / "A2D/pngs320H" / f"{data.A2D(scenes).names[5]}.png"
+    save_last = checkpoint.Run.save_last
+
+    def saved(self, state):
+        save_last(self, state)
+        victim.unlink()
+
+    monkeypatch.setattr(checkpoint.Run, "save_last", saved)
+    flags = ["--cache", "off", "--workers", workers]
+    assert run(tmp_path / "A2D", tmp_path / "run", *flags) == 3
+    errors = capsys.readouterr().err
+    assert str(victim) in errors and errors.count("\n") == 1
+
+
+def test_a_killed_worker_ends_with_code_5(scenes, tmp_path, capsys, monkeypatch):
+    decode = data.decode
+
+    def fatal(path):
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(path)
+
+    monkeypatch.setattr(data, "decode", fatal)
+    assert run(scenes, tmp_path / "run", "--cache", "off", "--workers", "1") == 5
+    assert "--workers 0" in capsys.readouterr().err
+
+
+def test_divergence_ends_with_code_4_and_keeps_the_last_good_epoch(scenes, tmp_path, capsys):
+    flags = ["--lr", "1e30", "--clip-grad", "0", "--epochs", "2"]
+    assert run(scenes, tmp_path / "run", *flags) == 4
+    errors = capsys.readouterr().err
+    assert "epoch 1 step 2" in errors and "lr 9.3e+29" in errors
+    order = data.order(22, 0, 0)
+    assert data.A2D(scenes, "train").names[order[8]] in errors
+    state = checkpoint.load(tmp_path / "run/last.pt")
+    assert state["epoch"] == 0 and all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_every_flag_has_help(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--help"])
+    text = capsys.readouterr().out
+    flags = re.findall(r"^  (--[a-z-]+)", text, re.M)
+    assert 30 < len(flags) <= 45 and "None" not in text
+    parts = re.split(r"^  --", text, flags=re.M)[1:]
+    for flag, part in zip(flags, parts, strict=True):
+        assert len(part.split()) >= 4, f"{flag} has no help"

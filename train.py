@@ -1,0 +1,683 @@
+"""Train and evaluate the networks of a 2020 report on actor-action recognition (A2D, 43 labels).
+
+    python train.py --arch seresnext101                    # drawn scenes, no download, on a CPU
+    python train.py --arch seresnext101 --data A2D/        # the report's best row
+    python train.py --evaluate runs/seresnext101/best.pt --data A2D/ --split test
+
+main reads one way: parse, seed, data, model, optimizer, state, resume, epochs, report. Order and
+draws are functions of (seed, epoch, step): a run that was killed and continued with --resume ends
+with the weights of one that was not. Exit codes: 0 done, 1 bug, 2 usage, 3 bad input, 4 diverged,
+5 memory or disk, 130 interrupted, 143 terminated.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+# Threads that spin while they wait take the cores from those they wait for: with one other process
+# busy on two cores, an epoch of `--arch tiny` took 34 to 48 s, and takes 2 s. Read as torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import augment
+import checkpoint
+import data
+import metrics
+import model
+
+# What the report trained with; flags override. It does not say for how many epochs: here 20 in the
+# cosine phase "to get near" and 80 in the step phase, whose last milestone is 75.
+REPORT = {
+    "head": "mish", "weights": "imagenet", "image_size": 224, "augment": "report", "cache": "off",
+    "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-5,
+    "schedule": "two-stage", "t_max": 150, "cosine_epochs": 20, "epochs": 100,
+    "milestones": [5, 10, 20, 40, 75],
+}  # fmt: skip
+RECIPES = {
+    "efficientnet_b7": {"batch_size": 24, "accumulate": 3},
+    "pnasnet5large": {"batch_size": 24, "accumulate": 3},
+    "tiny": {"weights": "none", "image_size": 64},
+}
+# On the drawn scenes a net starts from nothing and a CPU has to do: small pictures, in which a crop
+# or a blur would leave too little of an actor, and one descent of the learning rate.
+DEMO = {
+    "weights": "none", "image_size": 64, "augment": "none", "cache": "ram", "batch_size": 32,
+    "accumulate": 1, "optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", "t_max": 0,
+    "epochs": 2,
+}  # fmt: skip
+DEMO_RECIPES = {"tiny": {"lr": 4e-3, "epochs": 30}}
+MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
+SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
+FREE_TO_CHANGE = {"resume", "override", "out", "workers", "cache"}  # between a run and its resume
+
+
+class Diverged(RuntimeError):
+    """Loss or scores are not finite; the message names step, learning rate and frames."""
+
+
+# ---------------------------------------------------------------------------------- command line
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Flags without a default here take it from the network's recipe at the top of "
+        "train.py; the values in [] are the report's. Each run prints and records all of them.",
+    )
+
+    def group(title):
+        add = parser.add_argument_group(title).add_argument
+
+        def flag(*names, **options):
+            if options.get("action") != "store_true":
+                options.setdefault("default", argparse.SUPPRESS)
+            add(*names, **options)
+
+        return flag
+
+    add = group("model")
+    add("--arch", choices=list(model.ARCHITECTURES), default="seresnext101", help="network")
+    add("--head", choices=["mish", "linear"], help="Linear-Mish-Dropout-Linear, or a Linear [mish]")
+    add("--weights", metavar="W", help="none, imagenet (downloaded once, hash checked), a name "
+        "from python model.py, or a file [imagenet; none on the drawn scenes]")
+    add("--dropout", type=float, default=0.5, metavar="P", help="probability, in the mish head")
+    add("--checkpoint-activations", action="store_true", help="recompute activations in the "
+        "backward pass: less memory, about a third slower")
+    add("--freeze-backbone", type=int, default=0, metavar="N", help="first epochs: head only")
+    add("--freeze-bn", action="store_true", help="keep batch-norm statistics and scales as loaded: "
+        "for small batches, which accumulation does not help")
+
+    add = group("data")
+    add("--data", default="demo", help="A2D folder, .csv of your images, folder of images to "
+        "predict, demo, or demo:TRAIN/VAL for other numbers of drawn frames than 1024 and 256")
+    add("--split", choices=["train", "val", "test"], default="val", help="what --evaluate scores")
+    add("--image-size", type=int, metavar="PIXELS", help="side of the network's input [224]")
+    add("--fit", choices=["squash", "letterbox"], default="squash", help="evaluation: squash "
+        "frames into the square, as the course did, or pad them")
+    add("--labels", choices=["visible", "frame"], default="visible", help="of a crop: the actors "
+        "still in it, where label maps exist, or the whole frame's")
+    add("--workers", type=int, metavar="N", help="decoding processes [up to 8; 0 with --cache ram]")
+    add("--cache", choices=["off", "ram"], help="keep decoded frames: A2D takes 4.4 GB [off]")
+
+    add = group("augmentation")
+    add("--augment", choices=["report", "none"], help="the report's, or evaluation's view [report]")
+    add("--without", nargs="+", default=[], choices=augment.OPS, metavar="OP", help="switch off "
+        "any of " + ", ".join(augment.OPS))
+    add("--with", nargs="+", default=[], choices=augment.EXTRA, metavar="OP", dest="extra",
+        help="switch on what the report tried and dropped: " + ", ".join(augment.EXTRA))
+    add("--empty", choices=["keep", "redraw"], default="keep", help="crops without any actor")
+    add("--preview", metavar="PNG", help="write a grid of augmented training frames, and stop")
+
+    add = group("optimisation")
+    add("--optimizer", choices=["sgd", "adam", "adamw"], help="sgd: with momentum 0.9 [sgd]")
+    add("--lr", type=float, help="learning rate of an optimizer step, at the start [0.05]")
+    add("--head-lr", type=float, metavar="LR", help="learning rate of the head [--lr]")
+    add("--weight-decay", type=float, metavar="L2", help="decoupled with adamw [5e-5]")
+    add("--schedule", choices=["cosine", "multistep", "two-stage"], help="two-stage: cosine, "
+        "then multistep from a tenth of --lr, in one run [two-stage]")
+    add("--t-max", type=int, metavar="STEPS", help="half the cosine's period in optimizer steps; "
+        "0: as long as the cosine phase [150]")
+    add("--cosine-epochs", type=int, metavar="N", help="length of the first of two stages [20]")
+    add("--milestones", type=int, nargs="+", metavar="EPOCH", help="of multistep, where the "
+        "learning rate falls to a quarter [5 10 20 40 75]")
+    add("--epochs", type=int, metavar="N", help="passes over the training frames [100]")
+    add("--batch-size", type=int, metavar="B", help="frames in a forward pass [64; 24 for B7]")
+    add("--accumulate", type=int, metavar="K", help="forward passes in an optimizer step [1; 3]")
+    add("--clip-grad", type=float, default=5.0, metavar="NORM", help="greatest norm; 0: no limit")
+    add("--pos-weight", type=float, default=0.0, metavar="CAP", help="weigh a class's positives by "
+        "negatives / positives, at most by this; 0: off")
+    add("--ema", type=float, default=0.0, metavar="DECAY", help="score and keep the exponential "
+        "average of the weights, with this factor a step; 0: off")
+
+    add = group("precision")
+    add("--amp", choices=["fp16", "bf16", "off"], help="autocast type [fp16; off on a CPU]")
+    add("--compile", action="store_true", help="torch.compile network and loss")
+    add("--deterministic", action="store_true", help="bit-identical repetition, slower on CUDA")
+
+    add = group("run")
+    add("--device", help="cpu, cuda, cuda:1 [cuda where there is one]")
+    add("--out", metavar="DIR", help="run folder [runs/ARCH; evaluate-SPLIT beside a checkpoint]")
+    add("--resume", action="store_true", help="continue the run in the folder, if there is one")
+    add("--override", action="store_true", help="with --resume: accept other flags than the run's")
+    add("--seed", type=int, default=0, help="of order, draws, dropout; epoch e uses seed + e")
+    add("--evaluate", nargs="+", metavar="FILE", help="score a checkpoint, or the mean of several")
+    add("--dry-run", action="store_true", help="one step, one validation batch, nothing is written")
+    return resolve(parser, parser.parse_args(argv))
+
+
+def resolve(parser, args):
+    """Fill in what the recipes decide, then refuse together all that cannot work."""
+    drawn = args.data.partition(":")[0] == "demo"
+    recipe = REPORT | RECIPES.get(args.arch, {})
+    recipe |= DEMO | DEMO_RECIPES.get(args.arch, {}) if drawn else {}
+    recipe["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, value in {**recipe, "out": None, "evaluate": None, "preview": None}.items():
+        vars(args).setdefault(name, value)
+    on_cuda = args.device.startswith("cuda")
+    vars(args).setdefault("amp", "fp16" if on_cuda else "off")
+    vars(args).setdefault("head_lr", args.lr)
+    vars(args).setdefault("workers", 0 if args.cache == "ram" else min(8, os.cpu_count() or 1))
+    args.out = args.out or (None if args.evaluate else f"runs/{args.arch}")
+
+    rules = {
+        "above 0": (lambda v: v > 0, "lr head_lr epochs batch_size accumulate"),
+        "32 or more": (lambda v: v >= 32, "image_size"),
+        "0 or more": (lambda v: v >= 0, "weight_decay t_max freeze_backbone clip_grad pos_weight "
+                                        "workers seed"),
+        "in [0, 1]": (lambda v: 0 <= v <= 1, "dropout"),
+        "in [0, 1)": (lambda v: 0 <= v < 1, "ema"),
+    }  # fmt: skip
+    wrong = [
+        f"--{name.replace('_', '-')} {vars(args)[name]}: must be {rule}"
+        for rule, (holds, names) in rules.items()
+        for name in names.split()
+        if not holds(vars(args)[name])
+    ]
+    report_ops = args.without or args.extra or args.empty != "keep"
+    two_stage = args.schedule == "two-stage"
+    conflicts = [
+        (not re.fullmatch(r"cpu|cuda(:\d+)?", args.device), "--device: is cpu, cuda or cuda:N"),
+        (on_cuda and not torch.cuda.is_available(), f"--device {args.device}: no CUDA here"),
+        (args.head == "linear" and args.dropout != 0.5, "--dropout belongs to --head mish"),
+        (args.augment == "none" and report_ops, "--without, --with, --empty need --augment report"),
+        (args.augment == "none" and args.preview, "--preview shows --augment report, not none"),
+        (two_stage and not 0 < args.cosine_epochs < args.epochs,
+         f"--cosine-epochs {args.cosine_epochs}: must lie between 0 and --epochs {args.epochs}"),
+        (0 < args.epochs <= args.freeze_backbone, "--freeze-backbone: leaves no epoch for it"),
+        (args.override and not args.resume, "--override goes with --resume"),
+        (args.evaluate and (args.resume or args.dry_run or args.preview),
+         "--evaluate goes without --resume, --dry-run and --preview"),
+    ]  # fmt: skip
+    wrong += [text for wrongly, text in conflicts if wrongly]
+    if wrong:
+        parser.error("; ".join(wrong))
+    return args
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+def lr_factor(args, step: int, steps_per_epoch: int) -> float:
+    """What --lr is multiplied by at optimizer step 0, 1, …; knows no state and no history.
+
+    cosine     f + (1 - f)(1 + cos(pi step / t_max)) / 2, f = eta_min / lr: CosineAnnealingLR in
+               closed form. It rises again after t_max steps; the report stepped it per batch
+    multistep  0.25 ^ (milestones passed), in epochs
+    two-stage  cosine for cosine_epochs, then 0.1 x multistep, counted from there. Differs: the
+               report ran both trainings by hand, and names one schedule made of two as future work
+    """
+    epoch, start = step // steps_per_epoch, 1.0
+    cosine_epochs = args.cosine_epochs if args.schedule == "two-stage" else args.epochs
+    if args.schedule != "multistep" and epoch < cosine_epochs:
+        floor, t_max = min(1, ETA_MIN / args.lr), args.t_max or cosine_epochs * steps_per_epoch
+        return floor + (1 - floor) * (1 + math.cos(math.pi * step / t_max)) / 2
+    if args.schedule == "two-stage":
+        epoch, start = epoch - cosine_epochs, SECOND_STAGE
+    return start * GAMMA ** sum(epoch >= milestone for milestone in args.milestones)
+
+
+class Loss(nn.Module):
+    """Network and loss in one module, so that compilation covers both: (images, labels) -> loss.
+
+    The mean over B x C of BCE-with-logits, in float32 whatever autocast does around it. Without
+    pos_weight a Mish head fuses it into its own two kernels.
+    """
+
+    def __init__(self, net, pos_weight=None):
+        super().__init__()
+        self.net = net
+        self.register_buffer("pos_weight", pos_weight)
+
+    def forward(self, images, labels):
+        features = self.net.forward_features(images)  # (B, F)
+        if self.pos_weight is None and isinstance(self.net.head, model.MishHead):
+            return self.net.head.bce(features, labels)[0]
+        logits = self.net.head(features).float()  # (B, C)
+        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.pos_weight)
+
+
+def seed_everything(seed: int):
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def autocast(args):
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}[args.amp]
+    return torch.autocast(torch.device(args.device).type, dtype, enabled=args.amp != "off")
+
+
+def train_epoch(epoch, dataset, loss_of, optimizer, scaler, augmentation, ema, args, stop):
+    """One pass over the training frames; `epoch` counts from 0. Returns a dict of floats.
+
+    The gradient of a step is that of the mean loss over all frames of its window of K
+    micro-batches: each weighs as many frames as it has, in the short last window too.
+    raises  Diverged, within 10 s of the first loss that is not finite
+    """
+    n, B, K = len(dataset), args.batch_size, args.accumulate
+    steps_per_epoch = math.ceil(n / (B * K))
+    steps = 1 if args.dry_run else steps_per_epoch
+    order, device = data.order(n, args.seed, epoch), torch.device(args.device)
+    loader = iter(data.batches(dataset, order, B, args.workers, device.type == "cuda"))
+    parameters = [p for p in loss_of.parameters() if p.requires_grad]
+    total, norms = torch.zeros(2, dtype=torch.float64, device=device)
+    first_bad, skipped, micro = torch.full((), steps, device=device), 0, 0
+    seed_everything(args.seed + epoch)
+    progress = Progress(f"epoch {epoch + 1}/{args.epochs}", steps, device)
+
+    # -------------------------------------------------------------- the optimizer step
+    for step in range(steps):
+        stop.check()
+        factor = lr_factor(args, epoch * steps_per_epoch + step, steps_per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        window = min(B * K, n - step * B * K)  # frames of this step
+        for _ in range(math.ceil(window / B)):
+            asked = time.monotonic()
+            batch = data.to_device(next(loader), device)
+            progress.waited += time.monotonic() - asked
+            images, labels = augmentation(batch, augment.generator(args.seed, epoch, micro))
+            with autocast(args):
+                loss = loss_of(images, labels)
+            scaler.scale(loss * (len(images) / window)).backward()
+            total += loss.detach() * len(images)
+            first_bad = first_bad.minimum(torch.where(loss.isfinite(), steps, step))
+            micro += 1
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, args.clip_grad or math.inf)
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if scaler.get_scale() < scale:  # fp16 gradients overflowed: the scaler left out this step
+            skipped += 1
+        elif ema is not None:
+            ema.update_parameters(loss_of.net)
+        norms += norm.nan_to_num(0, 0)
+        # ---------------------------------------------------------- end of the step
+        if progress.due(step):
+            seen = min((step + 1) * B * K, n)
+            bad = int(first_bad)
+            if bad < steps or skipped > max(10, (step + 1) / 10):
+                lr = args.lr * lr_factor(args, epoch * steps_per_epoch + bad, steps_per_epoch)
+                names = [dataset.names[i] for i in order[bad * B * K :][: B * K]]
+                raise Diverged(
+                    f"loss is not finite at epoch {epoch + 1} step {bad + 1}, lr {lr:.2g}, on "
+                    f"{', '.join(names[:4])}{' …' * (len(names) > 4)}" if names else
+                    f"fp16 overflowed in {skipped} of {step + 1} steps of epoch {epoch + 1}"
+                )
+            row = {"loss": total.item() / seen, "lr": args.lr * factor,
+                   "gradient_norm": norms.item() / (step + 1), "skipped": float(skipped),
+                   **progress.summary(seen)}  # fmt: skip
+            progress.show(step, row)
+    return row
+
+
+class Progress:
+    """Lines that read well in a log file: one every 10 s, on a terminal one renewed."""
+
+    def __init__(self, name, steps, device):
+        self.name, self.steps, self.device = name, steps, device
+        self.terminal, self.waited = sys.stdout.isatty(), 0.0
+        self.began = self.shown = time.monotonic()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def due(self, step):
+        interval = 1 if self.terminal else 10  # seconds
+        return step + 1 == self.steps or time.monotonic() - self.shown > interval
+
+    def summary(self, seen) -> dict:
+        seconds = time.monotonic() - self.began
+        return {"seconds": seconds, "images_per_second": seen / seconds,
+                "data_wait": self.waited / seconds,
+                "memory_gb": peak_memory(self.device) / 1e9}  # fmt: skip
+
+    def show(self, step, row):
+        self.shown = time.monotonic()
+        left = row["seconds"] * (self.steps / (step + 1) - 1)
+        line = (
+            f"{self.name} step {step + 1}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.1e}"
+            f"  |g| {row['gradient_norm']:.2f}  {row['images_per_second']:.0f} images/s  "
+            f"data wait {row['data_wait']:.0%}  memory {row['memory_gb']:.1f} GB  "
+            f"{left // 60:.0f}:{left % 60:02.0f} left"
+        )
+        rewritten = self.terminal and step + 1 < self.steps
+        print("\r" * self.terminal + line, end="" if rewritten else "\n", flush=True)
+
+
+def peak_memory(device) -> int:
+    """Bytes: of the GPU's allocator, or of this process where there is no GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+# ------------------------------------------------------------------------------------ evaluation
+
+
+@torch.no_grad()
+def predict(net, dataset, view, args, stop) -> torch.Tensor:
+    """Probabilities (N, C) float32 on the CPU, in the data set's order. Puts net in eval mode."""
+    device, logits = torch.device(args.device), []
+    indices = range(len(dataset))[: args.batch_size if args.dry_run else None]
+    net.eval()
+    loader = data.batches(dataset, indices, args.batch_size, args.workers, device.type == "cuda")
+    for batch in loader:
+        stop.check()
+        images = view(batch.frames.to(device, non_blocking=True), batch.sizes)
+        with autocast(args):
+            logits.append(net(images).float().cpu())
+    return torch.cat(logits).sigmoid()
+
+
+def score(probabilities, labels, names, threshold=None, chosen_on="these frames") -> dict:
+    """metrics.report and the loss, at `threshold`, or at the best one on these very frames.
+
+    raises  Diverged: a probability is not finite
+    """
+    if not probabilities.isfinite().all():
+        raise Diverged("the network's scores on the validation frames are not finite")
+    labels = labels[: len(probabilities)]
+    if threshold is None:
+        threshold, _ = metrics.best_threshold(probabilities, labels)
+    report = metrics.report(probabilities, labels, threshold, names, chosen_on)
+    loss = F.binary_cross_entropy(probabilities.double(), labels.double()).item()
+    return report | {"loss": loss}
+
+
+def evaluate(args, stop):
+    """--evaluate: score a checkpoint, or several and their blend; without labels, only predict."""
+    states = [checkpoint.load(path) for path in args.evaluate]
+    names = states[0]["class_names"]
+    for path, state in zip(args.evaluate, states, strict=True):
+        if state["class_names"] != names:
+            raise checkpoint.CheckpointError(f"{path}: other classes than {args.evaluate[0]}")
+    sets = data.load(args.data, (args.split,), names, args.cache == "ram")
+    print(data.describe(sets))
+    ((split, dataset),) = sets.items()
+    folder = Path(args.out or Path(args.evaluate[0]).parent / f"evaluate-{split}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise data.DataError(f"{folder}: {error.strerror} – choose another --out") from None
+
+    members = []
+    for path, state in zip(args.evaluate, states, strict=True):
+        net = restore(state, args.device)
+        view = augment.EvalTransform(**state["input_config"], fit=state["args"]["fit"])
+        members.append(predict(net, dataset, view, args, stop))
+        line = f"{path}: {state['config']['arch']}, epoch {state['epoch']}"
+        if dataset.labels is not None:
+            report = score(members[-1], dataset.labels, names, state["threshold"])
+            line += f", F1 {report['samples']['f1']:.3f} at its threshold {state['threshold']:.2f}"
+        print(line)
+    probabilities = torch.stack(members).mean(0)  # (N, C)
+    threshold = sum(state["threshold"] for state in states) / len(states)
+    decided = metrics.decide(probabilities, threshold)
+    file = folder / "predictions.csv"
+    metrics.write_predictions(
+        file, dataset.names, names, probabilities.tolist(), decided, dataset.labels
+    )
+    if dataset.labels is not None:
+        report = score(probabilities, dataset.labels, names, threshold, "validation in training")
+        metrics.write_report_csv(folder / "report.csv", report)
+        print(metrics.format_report(report))
+    write_page(folder / "predictions.png", dataset, names, probabilities, decided)
+    report = "" if dataset.labels is None else ", report.csv"
+    print(f"written: {folder}/predictions.csv, predictions.png{report}")
+
+
+def write_page(path, dataset, names, probabilities, decided, most=24):
+    """Frames spread over the data set: right labels green, wrong ones red, missed ones grey."""
+    captions, shown = [], range(0, len(dataset), max(1, len(dataset) // most))[:most]
+    for i in shown:
+        truth = decided[i] if dataset.labels is None else dataset.labels[i].bool().numpy()
+        ranked = sorted(range(len(names)), key=lambda c: -probabilities[i, c])
+        lines = [
+            (f"{names[c]} {probabilities[i, c]:.0%}", "green" if truth[c] else "red")
+            for c in ranked
+            if decided[i][c]
+        ]
+        missed = [c for c in ranked if truth[c] and not decided[i][c]]
+        lines += [(f"missed: {names[c]}", "gray") for c in missed]
+        captions.append(lines[:4])
+    data.write_page(path, dataset, shown, captions)
+
+
+def restore(state, device) -> nn.Module:
+    """The network of a checkpoint with the weights that were scored: the average, if it has one."""
+    net = model.create_model(**state["config"])
+    net.load_state_dict(state["model"] if state["average"] is None else state["average"])
+    return net.to(device, memory_format=torch.channels_last)
+
+
+# ------------------------------------------------------------------------------------------ main
+
+
+def make_augmentation(args, inputs, view):
+    """(batch, generator) -> (images (B, 3, S, S) normalised, labels (B, C)), where the batch is."""
+    if args.augment == "none":
+        return lambda batch, generator: (view(batch.frames, batch.sizes), batch.labels)
+    report = report_augment(args, inputs)
+    return lambda batch, generator: report(
+        batch.frames, generator, batch.labels, batch.label_maps, batch.sizes
+    )
+
+
+def report_augment(args, inputs):
+    return augment.ReportAugment(
+        inputs["size"], inputs["mean"], inputs["std"],
+        args.without, args.extra, args.labels, args.empty,
+    )  # fmt: skip
+
+
+def preview(args, dataset, inputs):
+    """--preview: four training frames through every op and through whole draws."""
+    frames = data.collate([dataset[i] for i in data.order(len(dataset), args.seed, 0)[:4]])
+    augment.preview(
+        args.preview, frames.frames, report_augment(args, inputs), frames.labels,
+        frames.label_maps, frames.sizes, dataset.class_names, args.seed,
+    )  # fmt: skip
+    print(f"written: {args.preview}")
+
+
+def make_optimizer(net, args):
+    groups = model.parameter_groups(net, args.lr, args.head_lr, args.weight_decay)
+    if args.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
+    else:
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](groups)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def open_data(args):
+    """(training, validation), checked."""
+    small = args.dry_run and args.data == "demo"
+    sets = data.load("demo:64/16" if small else args.data, keep=args.cache == "ram")
+    if "train" not in sets:
+        raise data.DataError(f"{args.data}: images without labels – --evaluate can predict them")
+    if args.empty == "redraw" and sets["train"].map_paths is None:
+        raise data.DataError(f"{args.data}: has no label maps – --empty redraw needs them")
+    print(data.describe(sets))
+    return sets["train"], sets["val"]
+
+
+def open_model(args, saved, frequency):
+    """(net on the device, what its inputs are): new, with published weights, or as `saved`."""
+    config = {"arch": args.arch, "num_classes": len(frequency), "head": args.head,
+              "dropout": args.dropout, "weights": args.weights}  # fmt: skip
+    config = saved["config"] if saved else config
+    net = model.create_model(**config, checkpoint_activations=args.checkpoint_activations)
+    inputs = saved["input_config"] if saved else net.input_config | {"size": args.image_size}
+    if saved:
+        net.load_state_dict(saved["model"])
+    else:
+        model.set_prior_bias(net, frequency)
+    parameters = sum(p.numel() for p in net.parameters()) / 1e6
+    print(
+        f"{args.arch}, {args.head} head, {parameters:.2f} M parameters, input {inputs['size']} px, "
+        f"mean {inputs['mean']}, std {inputs['std']}, "
+        f"weights {'of the run' if saved else net.weights_info}"
+    )
+    return net.to(args.device, memory_format=torch.channels_last), inputs
+
+
+def train(args, stop):
+    nothing_written = args.dry_run or args.preview
+    run = None if nothing_written else checkpoint.Run(args.out, args.resume)
+    saved = run and run.saved
+    if saved and not args.override:
+        run.refuse_other_flags(vars(args), FREE_TO_CHANGE)
+    machine = checkpoint.environment()
+    print(*(f"{k} {v} ·" for k, v in machine.items()), f"device {args.device} · amp {args.amp}")
+    seed_everything(args.seed)
+    torch.use_deterministic_algorithms(args.deterministic)
+    torch.backends.cudnn.benchmark = not args.deterministic
+
+    training, validation = open_data(args)
+    names, frequency = training.class_names, training.labels.mean(0)  # (C,) frames with the label
+    net, inputs = open_model(args, saved, frequency)
+    if args.preview:
+        preview(args, training, inputs)
+        return
+    view = augment.EvalTransform(**inputs, fit=args.fit)
+    augmentation = make_augmentation(args, inputs, view)
+
+    weight = ((1 - frequency) / frequency.clamp(min=1e-6)).clamp(max=args.pos_weight)  # (C,)
+    loss_of = Loss(net, weight.to(args.device) if args.pos_weight else None)
+    optimizer = make_optimizer(net, args)
+    scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.amp == "fp16")
+    ema = None
+    if args.ema:
+        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
+    scored = net if ema is None else ema.module
+    steps = math.ceil(len(training) / (args.batch_size * args.accumulate))
+    print(f"{args.optimizer}, lr {args.lr:g}, {args.schedule}, batch {args.batch_size} x "
+          f"{args.accumulate}, {args.epochs} epochs of {steps} steps")  # fmt: skip
+
+    first, best, threshold = 0, {"f1": -1.0, "epoch": 0}, 0.5
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler.load_state_dict(saved["scaler"])
+        if ema is not None:
+            scored.load_state_dict(saved["average"])
+            ema.n_averaged.fill_(saved["averaged"])
+        first, best, threshold = saved["epoch"], saved["best"], saved["threshold"]
+        print(f"resumed after epoch {first}, best F1 {best['f1']:.3f} of epoch {best['epoch']}")
+
+    def state(epoch):
+        """All that a resume or an evaluation needs: tensors and plain types."""
+        return {
+            "config": net.config, "class_names": names, "input_config": inputs, "args": vars(args),
+            "epoch": epoch, "best": best, "threshold": threshold, "model": net.state_dict(),
+            "average": None if ema is None else scored.state_dict(),
+            "averaged": 0 if ema is None else int(ema.n_averaged),
+            "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        }  # fmt: skip
+
+    if run and not saved:
+        record = json.dumps({"argv": sys.argv[1:], **machine, **vars(args)}, indent=1)
+        (run.folder / "args.json").write_text(record + "\n", encoding="utf-8")
+        run.save_last(state(0))
+    if args.compile:
+        loss_of.compile()
+    stop.polled = True
+    for epoch in range(first, args.epochs):
+        model.set_frozen(net, backbone=epoch < args.freeze_backbone, bn=args.freeze_bn)
+        net.train()
+        row = train_epoch(
+            epoch, training, loss_of, optimizer, scaler, augmentation, ema, args, stop
+        )
+        report = score(predict(scored, validation, view, args, stop), validation.labels, names)
+        if args.dry_run:
+            print("dry run OK: one step and one validation batch; nothing was written")
+            return
+        threshold, f1 = report["threshold"], report["samples"]["f1"]
+        if improved := f1 > best["f1"]:
+            best = {"f1": f1, "epoch": epoch + 1}
+            run.save_best(state(epoch + 1))
+        line = log_row(epoch + 1, row, report)
+        run.log(line)
+        run.save_last(state(epoch + 1))
+        print("epoch {epoch}: loss {loss:.4f}, validation {val_loss:.4f}; F1 {val_f1:.3f} at "
+              "{threshold:.2f} (chosen on validation), {val_f1_at_half:.3f} at 0.5, "
+              "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + " *" * improved)
+    stop.polled = False
+
+    state = checkpoint.load(run.folder / "best.pt")
+    probabilities = predict(restore(state, args.device), validation, view, args, stop)
+    report = score(probabilities, validation.labels, names, state["threshold"])
+    metrics.write_report_csv(run.folder / "report.csv", report)
+    print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
+    print(metrics.format_report(report))
+    print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json")
+
+
+def log_row(epoch, row, report) -> dict:
+    """What log.jsonl keeps of an epoch."""
+    decisions = report["decisions"]
+    return {"epoch": epoch} | row | {
+        "val_loss": report["loss"], "threshold": report["threshold"], "val_map": report["mAP"],
+        **{f"val_{name}": value for name, value in report["samples"].items()},
+        "val_f1_at_half": decisions["0.5"]["f1"], "val_f1_top1": decisions["0.5+top1"]["f1"],
+    }  # fmt: skip
+
+
+def main(argv=None) -> int:
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    args, stop = parse_args(argv), checkpoint.Stop()
+    try:
+        evaluate(args, stop) if args.evaluate else train(args, stop)
+    except checkpoint.Interrupted as error:
+        last = Path(args.out or ".") / "last.pt"
+        kept = f"; {last} is whole, and --resume continues from it" if last.exists() else ""
+        return fail(128 + error.args[0], f"{signal.Signals(error.args[0]).name}{kept}")
+    except (data.DataError, model.WeightsError, checkpoint.CheckpointError) as error:
+        text = str(error)
+        if "Original Traceback" in text:  # raised in a worker, which sends all of it as the message
+            text = text.strip().rpartition("DataError: ")[2]
+        return fail(3, text)
+    except Diverged as error:
+        return fail(4, f"{error} – lower --lr; {args.out}/last.pt is of the last good epoch")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        return fail(5, f"out of memory: {reason} – halve --batch-size and double --accumulate")
+    except OSError as error:
+        return fail(5, error)
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            return fail(5, f"{error} – try --workers 0, or more shared memory")
+        if "DefaultCPUAllocator" in str(error):
+            return fail(5, "out of memory – halve --batch-size and double --accumulate")
+        raise
+    return 0
+
+
+def fail(code: int, message) -> int:
+    print(f"\ntrain.py: {message}" if code > 128 else f"train.py: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
