@@ -1,0 +1,63 @@
+"""README.md: every command in it is one that works, every file it names exists."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import model
+import train
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+COMMANDS = re.findall(
+    r"python ((?:train|model|data|demo|augment|mish_kernel)\.py[^`\n#&]*)", README
+)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("train.py")])
+def test_train_commands_parse(command):
+    args = train.parse_args(shlex.split(command)[1:])
+    assert args.arch in model.ARCHITECTURES and args.lr > 0
+
+
+def test_table_2_rows_are_the_reports_recipes():
+    """Batch 24 x 3 for B7, 64 x 1 for SE-ResNeXt101; SGD .05, weight decay 5e-5, 224 px."""
+    rows = re.findall(r"^\|.*\| `python (train\.py .*--data A2D/.*)` \|$", README, re.M)
+    assert len(rows) == 6
+    for row in rows:
+        args = train.parse_args(shlex.split(row)[1:])
+        window = {"efficientnet_b7": (24, 3), "seresnext101": (64, 1)}.get(args.arch)
+        assert window in (None, (args.batch_size, args.accumulate))
+        assert (args.optimizer, args.lr, args.weight_decay) == ("sgd", 0.05, 5e-5)
+        assert (args.image_size, args.weights, args.schedule) == (224, "imagenet", "two-stage")
+        plain = "--head linear --augment none" in row
+        assert (args.head, args.augment) == (("linear", "none") if plain else ("mish", "report"))
+
+
+def test_files_named_exist():
+    for name in re.findall(r"`(\w+\.py)`|\]\(([\w/]+\.png)\)", README):
+        assert (ROOT / "".join(name)).exists(), name
+
+
+def test_flags_named_exist():
+    known = set()
+    for script in ("train.py", "mish_kernel.py"):
+        command = [sys.executable, ROOT / script, "--help"]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        known |= set(re.findall(r"--[a-z][a-z-]+", text))
+    prose = re.sub(r"```.*?```", "", README, flags=re.S)
+    for flag in re.findall(r"`(--[a-z][a-z-]+)", prose):
+        assert flag in known, flag
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["seresnext101", "tiny"])
+def test_first_commands(tmp_path, arch):
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--arch", arch], cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0 and (tmp_path / "runs" / arch / "best.pt").exists()
