@@ -1,64 +1,131 @@
-"""One short visit to a CUDA machine: every GPU check, the whole benchmark, one folder of results.
+"""One short visit to a CUDA machine: every GPU check and every benchmark, one folder of results.
 
-    python tests/gpu_visit.py results            all of it: minutes
-    python tests/gpu_visit.py results --quick    the tests, and the benchmark's main sizes
+    python tests/gpu_visit.py results                 all parts, at most 9.5 minutes
+    python tests/gpu_visit.py results head --minutes 30     some parts, with more time
 
-Writes mish.csv (every row), mish.md (a Markdown table of the same) and the logs tests.txt and
-benchmark.txt. Without CUDA the tests that need it are skipped and nothing is timed.
+A part that fails, or is stopped at its share of the minutes, does not stop the others. Writes
+log.txt (the output of every part), mish.csv, mish_dropout.csv and head.csv (a row as soon as it is
+measured, the main sizes first) and tables.md (the same rows, and how each part ended). Without CUDA
+the tests that need it are skipped and nothing is timed.
 """
 
 import argparse
 import csv
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+MODEL = """
+import torch
+from tests.bench_model import on_cuda
+if torch.cuda.is_available():
+    on_cuda("seresnext101", 64, 20)
+    on_cuda("efficientnet_b7", 24, 20)
+"""
+TESTS = "-m pytest -v -rs --durations=10 --continue-on-collection-errors -k cuda tests".split()
+PARTS = {  # name -> share of the time, arguments of Python; {} is the folder
+    "tests": (14, TESTS),
+    "head": (11, ["mish_kernel.py", "--op", "head", "--csv", "{}/head.csv"]),
+    "mish": (5, ["mish_kernel.py", "--op", "mish", "--csv", "{}/mish.csv"]),
+    "mish_dropout": (5, ["mish_kernel.py", "--op", "mish_dropout", "--csv", "{}/mish_dropout.csv"]),
+    "tiles": (6, ["-c", "from tests.gpu_visit import tiles; tiles()"]),
+    "model": (8, ["-c", MODEL]),
+    "augment": (8, "-m tests.bench_augment --seconds 0.5".split()),
+}
 
 
-def run(log, *command):
-    """Exit status of a Python command, whose output goes to the log as well as to the screen."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, text=True, **streams)
-    with open(log, "w") as file:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            file.write(line)
-    return process.wait()
+def tiles():
+    """The head at B = 64, F = 2048 with other tiles: microseconds of one replay, p20, p80."""
+    import torch
+
+    import mish_kernel as mk
+
+    def step(*arguments):
+        with torch.autocast("cuda", torch.float16):
+            loss, _ = mk.mish_head_bce(*arguments)
+        return torch.autograd.grad(loss, arguments[:5]) if torch.is_grad_enabled() else loss
+
+    if not torch.cuda.is_available():
+        return
+    inputs = [mk.head_inputs(64, 2048, torch.float16, "cuda") for _ in range(64)]
+    for options, backward, changes in (
+        (mk.FORWARD, False, ({}, {"BK": 64}, {"BK": 256}, {"BK": 256, "num_stages": 3},
+                             {"num_stages": 3}, {"num_stages": 5}, {"BN": 32}, {"BM": 32},
+                             {"num_warps": 2}, {"num_warps": 8})),
+        (mk.BACKWARD, True, ({}, {"BH": 32, "num_warps": 4}, {"BB": 32, "num_warps": 4},
+                             {"BFX": 64}, {"BFW": 32}, {"BFW": 128}, {"num_stages": 2})),
+    ):  # fmt: skip
+        chosen = options.copy()
+        for change in changes:
+            options.update(chosen | change)
+            with torch.cuda.stream(torch.cuda.Stream()), torch.set_grad_enabled(backward):
+                try:
+                    times = [round(t, 2) for t in mk.timed(step, inputs, 30, "graph")]
+                except mk.triton.runtime.errors.OutOfResources as error:
+                    times = error
+            print("fwd+bwd" if backward else "fwd", change or "as chosen", times, flush=True)
+        options.update(chosen)
+
+
+def run(log, seconds, command):
+    """How a Python command ended. It and the processes that it started end at the limit."""
+    process = subprocess.Popen([sys.executable, "-u", *command], cwd=ROOT, stdout=log, stderr=log,
+                               start_new_session=True)  # fmt: skip
+    try:
+        return f"exit {process.wait(seconds)}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return "stopped at its limit"
 
 
 def markdown(path):
     """The CSV as a table; rows in which we lose to eager are marked."""
-    if not path.exists():
-        return "No CUDA device: no timing was made.\n"
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    about = rows[0]["about"]
+    if not rows:
+        return ""
     keys = [key for key in rows[0] if key != "about"]
-    lines = [about, "", "| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
+    lines = ["", rows[0]["about"], "", f"| {' | '.join(keys)} |", "|" + " --- |" * len(keys)]
     for row in rows:
         slower = row["provider"].startswith("fused") and float(row["x eager"]) < 1
         cells = [row[key] + " (slower)" * (slower and key == "x eager") for key in keys]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="for the results; made if missing")
-    parser.add_argument("--quick", action="store_true", help="the benchmark's main sizes only")
+    parser.add_argument("parts", nargs="*", help=f"of {' '.join(PARTS)} [all]")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all of them [9.5]")
     args = parser.parse_args()
+    names = args.parts or list(PARTS)
+    if wrong := set(names) - set(PARTS):
+        parser.error(f"no part is named {' '.join(wrong)}: {' '.join(PARTS)}")
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "mish.csv"
-    table.unlink(missing_ok=True)
-    tests = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k", "cuda"]
-    tested = run(folder / "tests.txt", *tests, "tests/test_mish_kernel.py")
-    quick = ["--quick"] if args.quick else []
-    timed = run(folder / "benchmark.txt", "mish_kernel.py", "--csv", str(table), *quick)
-    (folder / "mish.md").write_text(markdown(table))
-    print(f"tests: exit {tested}, benchmark: exit {timed}; results in {folder}")
-    return int(tested != 0 or timed != 0)
+    ends = []
+    with open(folder / "log.txt", "a", buffering=1) as log:
+        for i, name in enumerate(names):
+            share, command = PARTS[name]
+            left = 60 * args.minutes - sum(seconds for _, _, seconds in ends)
+            limit = left * share / sum(PARTS[other][0] for other in names[i:])
+            log.write(f"\n==== {name}\n")
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+            start = time.monotonic()
+            end = run(log, limit, [part.replace("{}", str(folder)) for part in command])
+            ends.append((name, end, time.monotonic() - start))
+            print(f"{name}: {end} after {ends[-1][2]:.0f} s of {limit:.0f} s", flush=True)
+    tables = [markdown(path) for path in sorted(folder.glob("*.csv"))]
+    lines = [f"{name}: {end} after {seconds:.0f} s" for name, end, seconds in ends]
+    (folder / "tables.md").write_text("\n\n".join(lines) + "\n" + "".join(tables))
+    print(f"results in {folder}")
+    return int(any(end != "exit 0" for _, end, _ in ends))
 
 
 if __name__ == "__main__":

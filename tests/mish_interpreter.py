@@ -20,7 +20,6 @@ import mish_kernel as mk
 
 TRITON = tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
 pytestmark = pytest.mark.skipif(not mk.INTERPRET, reason="needs TRITON_INTERPRET=1")
-fused_fma = pytest.mark.skipif(TRITON < (3, 9), reason="tl.fma rounds twice in its interpreter")
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +59,6 @@ def test_every_16_bit_input(dtype):
     assert oracle.ulps(dx[some], slope[some], size[some], dtype) <= limit
 
 
-@fused_fma
 def test_float32_error_over_the_whole_range():
     x = torch.cat([
         torch.linspace(-110, 30, 100_000),
@@ -69,8 +67,11 @@ def test_float32_error_over_the_whole_range():
     ])  # fmt: skip
     y, dx = both(x)
     want, slope, size = oracle.mish64(x.double())
-    assert oracle.ulps(y, want, want, torch.float32) <= 7
-    assert oracle.ulps(dx, slope, size, torch.float32) <= 10
+    # Before 3.9 the interpreter's tl.fma rounds twice and loses the correction of exp, whose error
+    # is then |x log2(e)| 2^-24: 88 ULP with triton 3.8.
+    fused = TRITON >= (3, 9)
+    assert oracle.ulps(y, want, want, torch.float32) <= (7 if fused else 100)
+    assert oracle.ulps(dx, slope, size, torch.float32) <= (10 if fused else 100)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -127,8 +128,13 @@ def test_dropout_mask_is_the_oracles(seed, offset, p):
     # the offset may be split between the tensor and the shift, as in a captured graph
     seed_tensor, offset_tensor, _ = rng(seed, offset - 4)
     assert torch.equal(mk.act_op(None, x, None, seed_tensor, offset_tensor, 4, drop)[0], y)
+    again, addresses = torch.empty(n), (seed_tensor.data_ptr(), offset_tensor.data_ptr())
+    mk.act_kernel[(3,)](None, x, None, again, None, 1, n, 0, 4, *addresses, 1, 1024, drop)
+    assert torch.equal(again, y)  # and both be read where they are, as there
     dx, _ = mk.act_op(torch.ones(n), x, None, *rng(seed, offset), drop)
     assert np.array_equal(dx != 0, keep)
+    infinite, _ = mk.act_op(None, x / 0, None, *rng(seed, offset), drop)
+    assert np.array_equal(infinite, np.where(keep, np.inf, 0))
 
 
 def test_masks_are_random():
@@ -169,12 +175,16 @@ def test_fused_bias(rows, cols, dtype):
 
 
 def test_bias_of_other_shapes_is_added_first():
-    x, bias = torch.randn(6, 10), torch.randn(10)
-    want = oracle.mish64(x.double() + bias.double())[0]
-    np.testing.assert_allclose(mk.mish_dropout(x, 0.0, True, bias), want, 1e-6, 1e-6)
-    x, bias = torch.randn(32, 6).T, torch.randn(32)
-    want = oracle.mish64(x.double() + bias.double())[0]
-    np.testing.assert_allclose(mk.mish_dropout(x, 0.0, True, bias), want, 1e-6, 1e-6)
+    for x, bias in (
+        (torch.randn(6, 10), torch.randn(10)),
+        (torch.randn(32, 6).T, torch.randn(32)),
+        (torch.randn(6, 32), torch.randn(64)[::2]),
+        (torch.randn(6, 32), torch.randn(1)),
+        (torch.randn(6, 0), torch.randn(0)),
+        (torch.tensor(0.5), torch.tensor(0.25)),
+    ):
+        want = oracle.mish64(x.double() + bias.double())[0]
+        np.testing.assert_allclose(mk.mish_dropout(x, 0.0, True, bias), want, 1e-6, 1e-6)
 
 
 def test_kernels_and_torch_forms_agree():
@@ -294,9 +304,13 @@ def test_head_variants():
         assert torch.equal(loss, want) and not logits.requires_grad
         for got, other in zip(torch.autograd.grad(loss, weights), want_grads[1:], strict=True):
             assert torch.equal(got * SCALE, other)
-    out = mk.mish_head(x, *(w.detach().half() for w in weights), 0.0)
-    assert out.dtype == torch.float16
-    assert relative(out, oracle.head64(x, *(w.detach().half() for w in weights), 1.0)) < 1e-3
+    half, before = [w.detach().half() for w in weights], torch.get_rng_state()
+    for p, training in ((0.0, True), (0.5, False)):
+        out = mk.mish_head(x, *half, p, training)
+        assert out.dtype == torch.float16
+        assert relative(out, oracle.head64(x, *half, 1.0)) < 1e-3
+    assert not mk.mish_head(x, *half[:3], half[3] * 0, 1.0).any()  # all is dropped but the bias
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_head_repeats_to_the_bit_and_returns_its_tickets():
@@ -351,12 +365,23 @@ def test_outside_its_limits_the_head_is_unfused():
         keep = oracle.keep_mask(2 * shape[3], seed, offset, 32768).reshape(2, -1) * 2.0
         want = oracle.head64(*inputs, torch.from_numpy(keep))
         assert relative(out, want) < (2e-3 if dtype else 1e-6)
+    memory = torch.empty(2**33, dtype=half, device="meta")
+    for B, C, stride, fits in (
+        (4, 7, 64, True), (1024, 128, 64, True), (1025, 7, 64, False), (4, 129, 64, False),
+        (4, 7, 2**29, False),  # row offsets do not fit 32 bits
+    ):  # fmt: skip
+        x, shapes = memory.as_strided((B, 64), (stride, 1)), ((64, 64), (64,), (C, 64), (C,))
+        assert mk.fits(x, [torch.empty(s, device="meta") for s in shapes], half) == fits
 
 
 def test_bad_arguments():
     inputs, target = head_inputs(2, 64, 7, H=64)
     with pytest.raises(ValueError, match="target"):
         mk.mish_head_bce(*inputs, target[:1])
+    for i, wrong in ((0, (2, 48)), (1, (64, 80)), (2, (128,)), (3, (7, 128)), (4, (16,))):
+        changed = [torch.zeros(wrong) if j == i else t for j, t in enumerate(inputs)]
+        with pytest.raises(RuntimeError), torch.autocast("cpu", torch.float16):
+            mk.mish_head(*changed)
     for p in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="probability"):
             mk.mish_dropout(torch.ones(3), p)

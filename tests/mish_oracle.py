@@ -47,10 +47,10 @@ def philox(key, counter):
     return c0, c1, c2, c3
 
 
-def keep_mask(n, seed, offset, drop):
-    """(n,) bool: lane i % 8 of group i // 8 is >= drop."""
+def keep_mask(n, seed, offset, drop, first=0):
+    """(n,) bool: lane i % 8 of group i // 8 is >= drop, i from first, a multiple of 8, on."""
     seed, counter = seed % 2**64, offset % 2**64 // 4
-    group = np.arange(-(-n // 8), dtype=np.uint64)
+    group = np.arange(first // 8, first // 8 + -(-n // 8), dtype=np.uint64)
     zero = np.zeros_like(group)
     words = philox(
         (seed % 2**32, seed >> 32),
