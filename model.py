@@ -27,8 +27,10 @@ import json
 import math
 import os
 import re
+import socket
 import sys
 import urllib.request
+import warnings
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -37,6 +39,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,36 +62,35 @@ class Network(nn.Module):
             return block(*inputs)
         options = {"use_reentrant": False}
         if not torch.compiler.is_compiling():  # compiled, a buffer is updated once anyway
-            options["context_fn"] = partial(checkpoint_contexts, block)
+            options["context_fn"] = lambda: (nullcontext(), averages_held(block))
         return checkpoint(block, *inputs, **options)
+
+    def frozen(self, name, module):
+        """Whether set_frozen froze one of named_modules()."""
+        backbone = name.partition(".")[0] not in ("", "head")
+        bn = isinstance(module, _BatchNorm)  # SyncBatchNorm too
+        return (self.frozen_backbone and backbone) or (self.frozen_bn and bn)
 
     def train(self, mode=True):
         """As nn.Module's, but what set_frozen froze stays in evaluation mode."""
         super().train(mode)
         for name, module in self.named_modules():
-            backbone = name and name.partition(".")[0] != "head"
-            bn = isinstance(module, nn.BatchNorm2d)
-            if (self.frozen_backbone and backbone) or (self.frozen_bn and bn):
-                module.training = False
+            module.training = module.training and not self.frozen(name, module)
         return self
 
 
-def checkpoint_contexts(block):
-    """For a block's first forward and its second, which must not move the BN averages again."""
-
-    @contextmanager
-    def averages_held():
-        norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        try:
-            yield  # ends in an exception of checkpoint's once it has all it needs
-        finally:
-            for norm, (momentum, count) in zip(norms, before, strict=True):
-                norm.momentum, norm.num_batches_tracked = momentum, count
-
-    return nullcontext(), averages_held()
+@contextmanager
+def averages_held(block):
+    """Meanwhile a block runs a second time, and must not move its BN averages again."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield  # ends in an exception of checkpoint's once it has all it needs
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def chain(**modules):
@@ -730,11 +732,13 @@ def read_weights(path):
     """The state dict in a safetensors or PyTorch file, which is read as data: no code in it runs.
 
     Unwrapped as often as it takes: what is under "state_dict" or "model"; "module." or
-    "_orig_mod." where every key has it.  raises WeightsError
+    "_orig_mod." where every key has it.
+    returns  that, and what it was unwrapped from: {} or, say, a checkpoint of train.py
+    raises   WeightsError
     """
     with open(path, "rb") as file:
         start = file.read(64)
-    if start.lstrip().startswith(b"<"):
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise WeightsError(f"{path}: a web page, not weights; download the file itself")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path}: a git-lfs pointer, not weights; run git lfs pull")
@@ -742,13 +746,15 @@ def read_weights(path):
         if start[8:9] == b"{":
             state = read_safetensors(path)
         else:
-            with open(path, "rb") as file:  # by its content, whatever its name ends in
+            with open(path, "rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and hostile files make parsers raise anything
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:160]
+        reason = " ".join(f"{type(error).__name__} {error}".partition(". ")[0].split())[:160]
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             reason = f"it would call {found[1]}, and weights are read as tensors only"
         raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
+    whole = state if isinstance(state, dict) else {}
     while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
         inner = state.get("state_dict", state.get("model"))
         prefixes = [p for p in ("module.", "_orig_mod.") if all(k.startswith(p) for k in state)]
@@ -757,18 +763,10 @@ def read_weights(path):
         elif prefixes:
             state = {key.removeprefix(prefixes[0]): value for key, value in state.items()}
         elif all(isinstance(value, torch.Tensor) for value in state.values()):
-            return state
+            return state, whole
         else:
             break
     raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
-
-
-def file_sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def cached_file(arch, tag):
@@ -779,31 +777,24 @@ def cached_file(arch, tag):
     return os.path.join(torch.hub.get_dir(), "checkpoints", name)
 
 
+TIMEOUT = 30  # seconds without a byte, after which a download is given up
+
+
 def download(url, sha256, path):
-    """url to path, through a temporary name and a check of the hash. raises OSError, ValueError"""
-    temporary = f"{path}.{os.getpid()}.part"
+    """url to path, by torch.hub: under a temporary name until its hash is found right."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub itself would wait for ever
     try:
         if not sha256:
-            with urllib.request.urlopen(url.replace("/resolve/", "/raw/"), timeout=30) as pointer:
+            with urllib.request.urlopen(url.replace("/resolve/", "/raw/")) as pointer:
                 sha256 = re.search(r"oid sha256:(\w{64})|$", pointer.read(999).decode())[1]
             if not sha256:
                 raise ValueError("the host states no sha256")
-        with urllib.request.urlopen(url, timeout=30) as response, open(temporary, "wb") as file:
-            total, done = int(response.headers.get("Content-Length") or 0), 0
-            print(f"downloading {url}, {total / 1e6:.1f} MB, to {path}", file=sys.stderr)
-            while chunk := response.read(1 << 20):
-                done += file.write(chunk)
-                if sys.stderr.isatty():
-                    print(f"\r{done / 1e6:.1f} MB ", end="\n"[done < total :], file=sys.stderr)
-        if done < total:
-            raise ValueError(f"the server sent {done} of {total} bytes")
-        if not (digest := file_sha256(temporary)).startswith(sha256):
-            raise ValueError(f"what the server sent has sha256 {digest}")
-        os.replace(temporary, path)
+        print(f"downloading {url} to {path}")
+        torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
     finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+        socket.setdefaulttimeout(before)
 
 
 def find_weights(arch, weights):
@@ -812,27 +803,30 @@ def find_weights(arch, weights):
     The first two are downloaded if need be; a file is looked up by its hash. raises WeightsError
     """
     tags = [tag for a, tag in WEIGHTS if a == arch]
-    tag, path = (tags[0] if weights == "imagenet" and tags else weights), weights
-    if tag in tags:
-        path, (url, sha256, *_) = cached_file(arch, tag), WEIGHTS[arch, tag]
+    tag = tags[0] if weights == "imagenet" and tags else weights
+    path = cached_file(arch, tag) if tag in tags else weights
+    if tag in tags and not os.path.exists(path):
+        url, sha256, *_ = WEIGHTS[arch, tag]
         try:
-            if not os.path.exists(path):
-                download(url, sha256, path)
-        except (OSError, ValueError, http.client.HTTPException) as error:
+            download(url, sha256, path)
+        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             raise WeightsError(
                 f"{arch} {tag}: cannot download {url}: {' '.join(str(error).split())}; expected "
                 f"sha256 {sha256 or 'stated there'}; get it otherwise and pass --weights FILE"
             ) from error
-    elif not os.path.isfile(path):
-        tags = ", ".join(tags) or "none"
-        raise WeightsError(f"weights {path}: no such file; published for {arch}: {tags}")
-    digest = file_sha256(path)
+    if not os.path.isfile(path):
+        raise WeightsError(
+            f"weights {path}: no such file; published for {arch}: {', '.join(tags) or 'none'}"
+        )
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
     for (a, t), record in WEIGHTS.items():
-        if record.sha256 and digest.startswith(record.sha256):
-            if a != arch:
-                raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
+        right = record.sha256 and digest.startswith(record.sha256)
+        if right and a != arch:
+            raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
+        if right:
             return path, record, t, digest
         if record.sha256 and os.path.basename(path) == os.path.basename(cached_file(a, t)):
             raise WeightsError(
@@ -872,13 +866,17 @@ def create_model(
             raise ValueError(f"{option} {value!r}: choose from {', '.join(choices[option])}")
 
     path = record = naming = None
+    saved = {}  # what a checkpoint of train.py says of its network
     if weights not in (None, "none"):
         path, record, tag, digest = find_weights(arch, weights)
-        state = read_weights(path)
+        state, whole = read_weights(path)
         naming = record.naming if record else recognise(arch, state)
+        saved = [whole.get(key) for key in ("config", "input_config")]
+        saved = {k: v for part in saved if isinstance(part, dict) for k, v in part.items()}
     if arch in FLAVOURS and "flavour" not in options:
         second = naming == ("timm" if arch == "seresnext101" else "torchvision")
-        options["flavour"] = record.flavour if record else FLAVOURS[arch][second]
+        flavour = record.flavour if record else saved.get("flavour")
+        options["flavour"] = flavour if flavour in FLAVOURS[arch] else FLAVOURS[arch][second]
 
     net = initialise(ARCHITECTURES[arch](**options))
     net.arch, net.checkpoint_activations = arch, checkpoint_activations
@@ -891,6 +889,7 @@ def create_model(
     net.input_config = {"size": 64, "mean": NORM[0], "std": NORM[1], "interpolation": "bilinear"}
     if source := record or next((r for (a, _), r in WEIGHTS.items() if a == arch), None):
         net.input_config = {key: getattr(source, key) for key in net.input_config}
+    net.input_config |= {key: saved[key] for key in net.input_config if key in saved}
     net.weights_info = "none: random initialisation"
     if path:
         done = load_weights(net, state, naming, path)
@@ -913,22 +912,17 @@ def set_frozen(net, backbone=False, bn=False):
     """Freezes, or frees, the backbone and every BN: no gradient, and evaluation mode in train()."""
     net.frozen_backbone, net.frozen_bn = backbone, bn
     for name, module in net.named_modules():
-        frozen = backbone and name.partition(".")[0] != "head"
-        frozen = frozen or (bn and isinstance(module, nn.BatchNorm2d))
         for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(not frozen)
+            parameter.requires_grad_(not net.frozen(name, module))
     net.train(net.training)
 
 
 def parameter_groups(net, lr, head_lr=None, weight_decay=0.0):
     """For an optimizer: backbone at lr, head at head_lr (None: lr); all of both is decayed."""
     backbone = [p for name, p in net.named_parameters() if not name.startswith("head.")]
-    head = list(net.head.parameters())
-    groups = (("backbone", backbone, lr), ("head", head, lr if head_lr is None else head_lr))
-    return [
-        {"name": name, "params": params, "lr": rate, "weight_decay": weight_decay}
-        for name, params, rate in groups
-    ]
+    head = {"params": list(net.head.parameters()), "lr": lr if head_lr is None else head_lr}
+    groups = {"name": "backbone", "params": backbone, "lr": lr}, {"name": "head", **head}
+    return [{**group, "weight_decay": weight_decay} for group in groups]
 
 
 def main():
