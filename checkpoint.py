@@ -12,6 +12,7 @@ renamed; the folder is synced after. torch.load alone notices 2 of 200 flipped b
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -19,9 +20,14 @@ import signal
 import socket
 import struct
 import subprocess
+import warnings
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch import nn
 
 try:
     import fcntl
@@ -197,31 +203,124 @@ def environment() -> dict:
     }
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM; args[0] is its number."""
-
-
-class Stop:
-    """Ends the program at SIGINT and SIGTERM: at once until `polled`, then where `check` is called.
-
-    A second SIGINT ends the process without a word; what is on disk is whole at any moment.
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM; args[0] is its number. No `except Exception` takes it for something else.
     """
 
-    def __init__(self):
-        self.number, self.polled = None, False
+
+class World:
+    """The processes of a run: this one, or all that torchrun started. They stop together.
+
+    A signal ends the program at once until `polled`, then on all ranks where the next `poll` is. A
+    second SIGINT ends the process without a word; what is on disk is whole at any moment. What
+    ranks tell each other but gradients goes over gloo on the CPU, so that no GPU has to wait.
+    rank, size  0 of 1 without torchrun; rank 0 alone prints, and has the run folder
+    """
+
+    def __init__(self, cuda=False):
+        self.rank, self.local_rank, self.size = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+        )
+        self.signal, self.polled, self.store = None, False, None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._arrived)
+        if self.size > 1:
+            self.store, *_ = next(dist.rendezvous("env://"))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=self.store, rank=self.rank, world_size=self.size,
+            )  # fmt: skip
 
     def _arrived(self, number, frame):
-        if self.number == number == signal.SIGINT:
+        # torchrun passes on a Ctrl-C that its children got from the terminal already
+        if self.signal == number == signal.SIGINT and self.size == 1:
+            end_workers()
             os._exit(130)
-        self.number = number
+        self.signal = number
         if not self.polled:
             raise Interrupted(number)
 
-    def check(self):
-        if self.number is not None:
-            raise Interrupted(self.number)
+    def poll(self, due=False) -> bool:
+        """Whether something is due on any rank; raises Interrupted if any rank got a signal."""
+        number, due = self.reduce(torch.tensor([self.signal or 0, int(due)]), "max").tolist()
+        if number:
+            raise Interrupted(number)
+        return bool(due)
+
+    def reduce(self, tensor, how="sum"):
+        """`tensor` in place, its sum or maximum over the ranks."""
+        if self.size > 1:
+            dist.all_reduce(tensor, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}[how])
+        return tensor
+
+    def first(self, value):
+        """Rank 0's value, on all ranks."""
+        if self.size > 1:
+            box = [value]
+            dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+            value = box[0]
+        return value
+
+    @contextmanager
+    def in_turn(self):
+        """The first rank of each machine goes first: the others find what it left in the cache."""
+        if self.local_rank:
+            self.poll()
+        yield
+        if not self.local_rank:
+            self.poll()
+
+    def parallel(self, module):
+        """`module`, whose backward averages the gradients over the ranks."""
+        if self.size == 1:
+            return module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 is about to rename it
+            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+
+    @torch.no_grad()
+    def same(self, module):
+        """`module` with rank 0's parameters and buffers."""
+        for tensor in module.state_dict().values() if self.size > 1 else ():
+            dist.broadcast(tensor, 0)
+        return module
+
+    def accumulating(self, module, last: bool):
+        """Around all but the last backward of an optimizer step: gradients stay on their rank."""
+        return nullcontext() if last or self.size == 1 else module.no_sync()
+
+    @torch.no_grad()
+    def average_buffers(self, module):
+        """BN statistics of all ranks' frames, where each rank has kept those of its own."""
+        for buffer in module.buffers():
+            if self.size > 1 and buffer.is_floating_point():
+                self.reduce(buffer).div_(self.size)
+
+    def leave(self, code: int):
+        """Tell the other ranks why this one ends before them, and leave no process behind."""
+        end_workers()
+        with suppress(RuntimeError):  # rank 0, which may keep the store, has ended before this one
+            if self.store is not None and code:
+                self.store.set("ended", str(code))
+
+    def ended(self, seconds=5) -> int | None:
+        """The exit code of a rank that has ended with an error, if one does within that time."""
+        with suppress(RuntimeError):
+            if self.store is not None:
+                self.store.wait(["ended"], timedelta(seconds=seconds))
+                return int(self.store.get("ended"))
+        return None
+
+
+def end_workers():
+    """Kill the decoding processes that an exception left: Python's exit would wait for them, since
+    they do not listen to SIGTERM."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def _sync_folder(folder):

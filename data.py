@@ -13,6 +13,7 @@ Differs from the course's loader: RGB in place of BGR, levels stay uint8 until t
 """
 
 import csv
+import ctypes
 import hashlib
 import itertools
 import json
@@ -37,6 +38,7 @@ import demo
 CLASSES = [name for _, (name, _) in sorted(demo.PALETTE.items())]  # 43, in index order
 NONE = 255  # in label maps: background, padding, ids outside the 43
 MAX_PIXELS = 50_000_000  # an image is refused from its header above this: 150 MB as uint8 RGB
+WORKER_SECONDS = 300  # a worker that brings no batch for so long has failed
 MAX_LISTED = 50  # problems printed one by one; the rest are counted
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -528,20 +530,34 @@ def collate(samples) -> Batch:
 
 
 def _worker(_):
-    """Stopping is the parent's: a signal to the process group must not end its workers first."""
+    """Stopping is the parent's: a signal to the process group must not end its workers first, and
+    a kill of the parent must not leave them (they would look after it every five seconds)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def batches(dataset, indices, batch_size, workers=0, pin=False) -> DataLoader:
+def shares(indices, batch_size, rank=0, ranks=1):
+    """A rank's batches: of each batch_size x ranks indices every ranks-th, from the rank-th on.
+
+    So all ranks have equally many batches, whose sizes differ by one at most, in the last one. A
+    rank for which that has none gets the first index of it, which is another rank's.
+    """
+    span = batch_size * ranks
+    groups = [indices[i : i + span] for i in range(0, len(indices), span)]
+    return [list(group[rank::ranks] or group[:1]) for group in groups]
+
+
+def batches(dataset, indices, batch_size, workers=0, pin=False, rank=0, ranks=1) -> DataLoader:
     """Batches of `indices` in their order, the last one as short as it comes."""
     return DataLoader(
         dataset,
-        batch_size,
-        sampler=indices,
+        batch_sampler=shares(indices, batch_size, rank, ranks),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
+        timeout=WORKER_SECONDS if workers else 0,
         worker_init_fn=_worker,
     )
 

@@ -19,6 +19,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 # Threads that spin while they wait take the cores from those they wait for: with one other process
@@ -60,7 +61,8 @@ DEMO = {
 DEMO_RECIPES = {"tiny": {"lr": 4e-3, "epochs": 30}}
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
 SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
-FREE_TO_CHANGE = {"resume", "override", "out", "workers", "cache"}  # between a run and its resume
+# between a run and its resume
+FREE_TO_CHANGE = {"resume", "override", "out", "workers", "cache", "device"}
 
 
 class Diverged(RuntimeError):
@@ -71,6 +73,7 @@ class Diverged(RuntimeError):
 
 
 def parse_args(argv=None):
+    """The flags, and what the recipes decide; args.ranks is the number of torchrun's processes."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -97,6 +100,8 @@ def parse_args(argv=None):
     add("--checkpoint-activations", action="store_true", help="recompute activations in the "
         "backward pass: less memory, about a third slower")
     add("--freeze-backbone", type=int, default=0, metavar="N", help="first epochs: head only")
+    add("--sync-bn", action="store_true", help="under torchrun on GPUs: batch-norm statistics of "
+        "all processes' batches")
     add("--freeze-bn", action="store_true", help="keep batch-norm statistics and scales as loaded: "
         "for small batches, which accumulation does not help")
 
@@ -134,7 +139,8 @@ def parse_args(argv=None):
     add("--milestones", type=int, nargs="+", metavar="EPOCH", help="of multistep, where the "
         "learning rate falls to a quarter [5 10 20 40 75]")
     add("--epochs", type=int, metavar="N", help="passes over the training frames [100]")
-    add("--batch-size", type=int, metavar="B", help="frames in a forward pass [64; 24 for B7]")
+    add("--batch-size", type=int, metavar="B", help="frames in a forward pass, of each process "
+        "under torchrun [64; 24 for B7]")
     add("--accumulate", type=int, metavar="K", help="forward passes in an optimizer step [1; 3]")
     add("--clip-grad", type=float, default=5.0, metavar="NORM", help="greatest norm; 0: no limit")
     add("--pos-weight", type=float, default=0.0, metavar="CAP", help="weigh a class's positives by "
@@ -152,7 +158,8 @@ def parse_args(argv=None):
     add("--out", metavar="DIR", help="run folder [runs/ARCH; evaluate-SPLIT beside a checkpoint]")
     add("--resume", action="store_true", help="continue the run in the folder, if there is one")
     add("--override", action="store_true", help="with --resume: accept other flags than the run's")
-    add("--seed", type=int, default=0, help="of order, draws, dropout; epoch e uses seed + e")
+    add("--seed", type=int, default=0, help="of order, draws, dropout; epoch e uses seed + e, "
+        "process r of torchrun + 10000 r for dropout")
     add("--evaluate", nargs="+", metavar="FILE", help="score a checkpoint, or the mean of several")
     add("--dry-run", action="store_true", help="one step, one validation batch, nothing is written")
     return resolve(parser, parser.parse_args(argv))
@@ -167,6 +174,9 @@ def resolve(parser, args):
     for name, value in {**recipe, "out": None, "evaluate": None, "preview": None}.items():
         vars(args).setdefault(name, value)
     on_cuda = args.device.startswith("cuda")
+    args.ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if args.ranks > 1 and args.device == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     vars(args).setdefault("amp", "fp16" if on_cuda else "off")
     vars(args).setdefault("head_lr", args.lr)
     vars(args).setdefault("workers", 0 if args.cache == "ram" else min(8, os.cpu_count() or 1))
@@ -197,6 +207,7 @@ def resolve(parser, args):
         (two_stage and not 0 < args.cosine_epochs < args.epochs,
          f"--cosine-epochs {args.cosine_epochs}: must lie between 0 and --epochs {args.epochs}"),
         (0 < args.epochs <= args.freeze_backbone, "--freeze-backbone: leaves no epoch for it"),
+        (args.sync_bn and not (on_cuda and args.ranks > 1), "--sync-bn: for torchrun on GPUs"),
         (args.override and not args.resume, "--override goes with --resume"),
         (args.evaluate and (args.resume or args.dry_run or args.preview),
          "--evaluate goes without --resume, --dry-run and --preview"),
@@ -250,6 +261,7 @@ class Loss(nn.Module):
 
 
 def seed_everything(seed: int):
+    """The report's, but for PYTHONHASHSEED, which no running process can change."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -260,40 +272,45 @@ def autocast(args):
     return torch.autocast(torch.device(args.device).type, dtype, enabled=args.amp != "off")
 
 
-def train_epoch(epoch, dataset, loss_of, optimizer, scaler, augmentation, ema, args, stop):
+def train_epoch(epoch, dataset, loss_of, optimizer, scaler, augmentation, ema, args, world):
     """One pass over the training frames; `epoch` counts from 0. Returns a dict of floats.
 
-    The gradient of a step is that of the mean loss over all frames of its window of K
-    micro-batches: each weighs as many frames as it has, in the short last window too.
-    raises  Diverged, within 10 s of the first loss that is not finite
+    The gradient of a step is that of the mean loss over all frames of its window, K micro-batches
+    on each rank: each weighs as many frames as it has, in the short last window too.
+    raises  Diverged, within 10 s of the first loss that is not finite; Interrupted, after a step
     """
-    n, B, K = len(dataset), args.batch_size, args.accumulate
-    steps_per_epoch = math.ceil(n / (B * K))
+    n, B, K, R = len(dataset), args.batch_size, args.accumulate, world.size
+    steps_per_epoch = math.ceil(n / (B * K * R))
     steps = 1 if args.dry_run else steps_per_epoch
     order, device = data.order(n, args.seed, epoch), torch.device(args.device)
-    loader = iter(data.batches(dataset, order, B, args.workers, device.type == "cuda"))
-    parameters = [p for p in loss_of.parameters() if p.requires_grad]
+    loader = iter(data.batches(dataset, order, B, args.workers, device.type == "cuda",
+                               world.rank, R))  # fmt: skip
+    net = getattr(loss_of, "module", loss_of).net
+    parameters = [p for p in net.parameters() if p.requires_grad]
     total, norms = torch.zeros(2, dtype=torch.float64, device=device)
     first_bad, skipped, micro = torch.full((), steps, device=device), 0, 0
-    seed_everything(args.seed + epoch)
+    seed_everything(args.seed + epoch + 10_000 * world.rank)
     progress = Progress(f"epoch {epoch + 1}/{args.epochs}", steps, device)
 
     # -------------------------------------------------------------- the optimizer step
     for step in range(steps):
-        stop.check()
         factor = lr_factor(args, epoch * steps_per_epoch + step, steps_per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        window = min(B * K, n - step * B * K)  # frames of this step
-        for _ in range(math.ceil(window / B)):
+        window = range(n)[step * B * K * R :][: B * K * R]  # positions in `order`
+        for start in window[:: B * R]:
             asked = time.monotonic()
             batch = data.to_device(next(loader), device)
             progress.waited += time.monotonic() - asked
-            images, labels = augmentation(batch, augment.generator(args.seed, epoch, micro))
-            with autocast(args):
-                loss = loss_of(images, labels)
-            scaler.scale(loss * (len(images) / window)).backward()
-            total += loss.detach() * len(images)
+            draws = augment.generator(args.seed, epoch, micro, world.rank)
+            images, labels = augmentation(batch, draws)
+            with world.accumulating(loss_of, last=start + B * R > window[-1]):
+                with autocast(args):
+                    loss = loss_of(images, labels)
+                # ranks' gradients are averaged; a rank without a share has another's frame, and 0
+                share = len(range(n)[start : start + B * R][world.rank :: R])
+                scaler.scale(loss * (share * R / len(window))).backward()
+            total += loss.detach() * share
             first_bad = first_bad.minimum(torch.where(loss.isfinite(), steps, step))
             micro += 1
         scaler.unscale_(optimizer)
@@ -305,21 +322,21 @@ def train_epoch(epoch, dataset, loss_of, optimizer, scaler, augmentation, ema, a
         if scaler.get_scale() < scale:  # fp16 gradients overflowed: the scaler left out this step
             skipped += 1
         elif ema is not None:
-            ema.update_parameters(loss_of.net)
+            ema.update_parameters(net)
         norms += norm.nan_to_num(0, 0)
         # ---------------------------------------------------------- end of the step
-        if progress.due(step):
-            seen = min((step + 1) * B * K, n)
-            bad = int(first_bad)
+        if world.poll(progress.due(step)):
+            seen = min((step + 1) * B * K * R, n)
+            bad = steps - int(world.reduce(steps - first_bad, "max"))
             if bad < steps or skipped > max(10, (step + 1) / 10):
                 lr = args.lr * lr_factor(args, epoch * steps_per_epoch + bad, steps_per_epoch)
-                names = [dataset.names[i] for i in order[bad * B * K :][: B * K]]
+                names = [dataset.names[i] for i in order[bad * B * K * R :][: B * K * R]]
                 raise Diverged(
                     f"loss is not finite at epoch {epoch + 1} step {bad + 1}, lr {lr:.2g}, on "
                     f"{', '.join(names[:4])}{' …' * (len(names) > 4)}" if names else
                     f"fp16 overflowed in {skipped} of {step + 1} steps of epoch {epoch + 1}"
                 )
-            row = {"loss": total.item() / seen, "lr": args.lr * factor,
+            row = {"loss": world.reduce(total.clone()).item() / seen, "lr": args.lr * factor,
                    "gradient_norm": norms.item() / (step + 1), "skipped": float(skipped),
                    **progress.summary(seen)}  # fmt: skip
             progress.show(step, row)
@@ -375,18 +392,25 @@ def peak_memory(device) -> int:
 
 
 @torch.no_grad()
-def predict(net, dataset, view, args, stop) -> torch.Tensor:
-    """Probabilities (N, C) float32 on the CPU, in the data set's order. Puts net in eval mode."""
-    device, logits = torch.device(args.device), []
-    indices = range(len(dataset))[: args.batch_size if args.dry_run else None]
+def predict(net, dataset, view, args, world) -> torch.Tensor:
+    """Probabilities (N, C) float32 on the CPU, in the data set's order, the same on every rank.
+
+    Puts net in evaluation mode. Each rank scores every R-th frame, none of them twice.
+    """
+    device, span = torch.device(args.device), args.batch_size * world.size
+    indices = range(len(dataset))[: span if args.dry_run else None]
+    probabilities = torch.zeros(len(indices), net.config["num_classes"])
     net.eval()
-    loader = data.batches(dataset, indices, args.batch_size, args.workers, device.type == "cuda")
-    for batch in loader:
-        stop.check()
+    loader = data.batches(dataset, indices, args.batch_size, args.workers, device.type == "cuda",
+                          world.rank, world.size)  # fmt: skip
+    for start, batch in zip(indices[::span], loader, strict=True):
         images = view(batch.frames.to(device, non_blocking=True), batch.sizes)
         with autocast(args):
-            logits.append(net(images).float().cpu())
-    return torch.cat(logits).sigmoid()
+            scores = net(images).float().cpu().sigmoid()  # (B, C)
+        own = probabilities[start : start + span][world.rank :: world.size]
+        own.copy_(scores[: len(own)])
+        world.poll()
+    return world.reduce(probabilities)  # x + 0, so exact
 
 
 def score(probabilities, labels, names, threshold=None, chosen_on="these frames") -> dict:
@@ -404,14 +428,15 @@ def score(probabilities, labels, names, threshold=None, chosen_on="these frames"
     return report | {"loss": loss}
 
 
-def evaluate(args, stop):
+def evaluate(args, world):
     """--evaluate: score a checkpoint, or several and their blend; without labels, only predict."""
     states = [checkpoint.load(path) for path in args.evaluate]
     names = states[0]["class_names"]
     for path, state in zip(args.evaluate, states, strict=True):
         if state["class_names"] != names:
             raise checkpoint.CheckpointError(f"{path}: other classes than {args.evaluate[0]}")
-    sets = data.load(args.data, (args.split,), names, args.cache == "ram")
+    with world.in_turn():
+        sets = data.load(args.data, (args.split,), names, args.cache == "ram")
     print(data.describe(sets))
     ((split, dataset),) = sets.items()
     folder = Path(args.out or Path(args.evaluate[0]).parent / f"evaluate-{split}")
@@ -419,17 +444,20 @@ def evaluate(args, stop):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise data.DataError(f"{folder}: {error.strerror} – choose another --out") from None
+    world.polled = True
 
     members = []
     for path, state in zip(args.evaluate, states, strict=True):
         net = restore(state, args.device)
         view = augment.EvalTransform(**state["input_config"], fit=state["args"]["fit"])
-        members.append(predict(net, dataset, view, args, stop))
+        members.append(predict(net, dataset, view, args, world))
         line = f"{path}: {state['config']['arch']}, epoch {state['epoch']}"
         if dataset.labels is not None:
             report = score(members[-1], dataset.labels, names, state["threshold"])
             line += f", F1 {report['samples']['f1']:.3f} at its threshold {state['threshold']:.2f}"
         print(line)
+    if world.rank:
+        return
     probabilities = torch.stack(members).mean(0)  # (N, C)
     threshold = sum(state["threshold"] for state in states) / len(states)
     decided = metrics.decide(probabilities, threshold)
@@ -511,10 +539,11 @@ def make_optimizer(net, args):
     return optimizer
 
 
-def open_data(args):
+def open_data(args, world):
     """(training, validation), checked."""
     small = args.dry_run and args.data == "demo"
-    sets = data.load("demo:64/16" if small else args.data, keep=args.cache == "ram")
+    with world.in_turn():
+        sets = data.load("demo:64/16" if small else args.data, keep=args.cache == "ram")
     if "train" not in sets:
         raise data.DataError(f"{args.data}: images without labels – --evaluate can predict them")
     if args.empty == "redraw" and sets["train"].map_paths is None:
@@ -523,13 +552,19 @@ def open_data(args):
     return sets["train"], sets["val"]
 
 
-def open_model(args, saved, frequency):
-    """(net on the device, what its inputs are): new, with published weights, or as `saved`."""
+def open_model(args, saved, frequency, world):
+    """(net on the device, what its inputs are): new, with published weights, or as `saved`.
+
+    Rank 0 alone needs the file of the weights: the others get what it has loaded.
+    """
     config = {"arch": args.arch, "num_classes": len(frequency), "head": args.head,
               "dropout": args.dropout, "weights": args.weights}  # fmt: skip
-    config = saved["config"] if saved else config
-    net = model.create_model(**config, checkpoint_activations=args.checkpoint_activations)
-    inputs = saved["input_config"] if saved else net.input_config | {"size": args.image_size}
+    config, net = saved["config"] if saved else config, None
+    if world.rank == 0:
+        net = model.create_model(**config, checkpoint_activations=args.checkpoint_activations)
+    config, inputs = world.first(net and (net.config, net.input_config))
+    net = net or model.create_model(**config, checkpoint_activations=args.checkpoint_activations)
+    inputs = saved["input_config"] if saved else inputs | {"size": args.image_size}
     if saved:
         net.load_state_dict(saved["model"])
     else:
@@ -540,26 +575,32 @@ def open_model(args, saved, frequency):
         f"mean {inputs['mean']}, std {inputs['std']}, "
         f"weights {'of the run' if saved else net.weights_info}"
     )
-    return net.to(args.device, memory_format=torch.channels_last), inputs
+    if args.sync_bn:
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    return world.same(net.to(args.device, memory_format=torch.channels_last)), inputs
 
 
-def train(args, stop):
-    nothing_written = args.dry_run or args.preview
-    run = None if nothing_written else checkpoint.Run(args.out, args.resume)
-    saved = run and run.saved
-    if saved and not args.override:
-        run.refuse_other_flags(vars(args), FREE_TO_CHANGE)
+def train(args, world):
+    run, saved = None, None
+    if world.rank == 0 and not (args.dry_run or args.preview):
+        run = checkpoint.Run(args.out, args.resume)
+        saved = run.saved
+        if saved and not args.override:
+            run.refuse_other_flags(vars(args), FREE_TO_CHANGE)
+    saved = world.first(saved)
     machine = checkpoint.environment()
-    print(*(f"{k} {v} ·" for k, v in machine.items()), f"device {args.device} · amp {args.amp}")
+    print(*(f"{k} {v} ·" for k, v in machine.items()), f"device {args.device} · amp {args.amp}",
+          f"· {world.size} processes" * (world.size > 1))  # fmt: skip
     seed_everything(args.seed)
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
 
-    training, validation = open_data(args)
+    training, validation = open_data(args, world)
     names, frequency = training.class_names, training.labels.mean(0)  # (C,) frames with the label
-    net, inputs = open_model(args, saved, frequency)
+    net, inputs = open_model(args, saved, frequency, world)
     if args.preview:
-        preview(args, training, inputs)
+        if world.rank == 0:
+            preview(args, training, inputs)
         return
     view = augment.EvalTransform(**inputs, fit=args.fit)
     augmentation = make_augmentation(args, inputs, view)
@@ -572,9 +613,10 @@ def train(args, stop):
     if args.ema:
         ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
     scored = net if ema is None else ema.module
-    steps = math.ceil(len(training) / (args.batch_size * args.accumulate))
+    steps = math.ceil(len(training) / (args.batch_size * args.accumulate * world.size))
     print(f"{args.optimizer}, lr {args.lr:g}, {args.schedule}, batch {args.batch_size} x "
-          f"{args.accumulate}, {args.epochs} epochs of {steps} steps")  # fmt: skip
+          f"{args.accumulate}{f' x {world.size} processes' * (world.size > 1)}, "
+          f"{args.epochs} epochs of {steps} steps")  # fmt: skip
 
     first, best, threshold = 0, {"f1": -1.0, "epoch": 0}, 0.5
     if saved:
@@ -602,36 +644,56 @@ def train(args, stop):
         run.save_last(state(0))
     if args.compile:
         loss_of.compile()
-    stop.polled = True
+    world.polled, whole = True, True
     for epoch in range(first, args.epochs):
         model.set_frozen(net, backbone=epoch < args.freeze_backbone, bn=args.freeze_bn)
         net.train()
         row = train_epoch(
-            epoch, training, loss_of, optimizer, scaler, augmentation, ema, args, stop
-        )
-        report = score(predict(scored, validation, view, args, stop), validation.labels, names)
+            epoch, training, world.parallel(loss_of), optimizer, scaler, augmentation, ema, args,
+            world,
+        )  # fmt: skip
+        world.average_buffers(net)
+        if ema is not None:
+            world.average_buffers(scored)
+        report = score(predict(scored, validation, view, args, world), validation.labels, names)
         if args.dry_run:
             print("dry run OK: one step and one validation batch; nothing was written")
             return
         threshold, f1 = report["threshold"], report["samples"]["f1"]
-        if improved := f1 > best["f1"]:
+        line, before = log_row(epoch + 1, row, report), best
+        if f1 > best["f1"]:
             best = {"f1": f1, "epoch": epoch + 1}
-            run.save_best(state(epoch + 1))
-        line = log_row(epoch + 1, row, report)
-        run.log(line)
-        run.save_last(state(epoch + 1))
+        if run:
+            if best is not before and not kept(run.save_best, state(epoch + 1)):
+                best = before
+            kept(run.log, line)
+            whole = kept(run.save_last, state(epoch + 1))
         print("epoch {epoch}: loss {loss:.4f}, validation {val_loss:.4f}; F1 {val_f1:.3f} at "
               "{threshold:.2f} (chosen on validation), {val_f1_at_half:.3f} at 0.5, "
-              "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + " *" * improved)
-    stop.polled = False
+              "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line)
+              + " *" * (best is not before))  # fmt: skip
+    if not whole:
+        raise OSError(f"{args.out}/last.pt: the last epoch is not in it – make room, then --resume")
 
-    state = checkpoint.load(run.folder / "best.pt")
-    probabilities = predict(restore(state, args.device), validation, view, args, stop)
+    state = world.first(run and checkpoint.load(run.folder / "best.pt"))
+    probabilities = predict(restore(state, args.device), validation, view, args, world)
+    if not run:
+        return
     report = score(probabilities, validation.labels, names, state["threshold"])
     metrics.write_report_csv(run.folder / "report.csv", report)
     print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
     print(metrics.format_report(report))
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json")
+
+
+def kept(write, what) -> bool:
+    """write(what); a full disk costs a warning, not the training."""
+    try:
+        write(what)
+    except OSError as error:
+        print(f"train.py: warning: {error}; training goes on without this file", file=sys.stderr)
+        return False
+    return True
 
 
 def log_row(epoch, row, report) -> dict:
@@ -646,9 +708,25 @@ def log_row(epoch, row, report) -> dict:
 
 def main(argv=None) -> int:
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    args, stop = parse_args(argv), checkpoint.Stop()
+    args = parse_args(argv)
+    if args.device.startswith("cuda"):
+        torch.cuda.set_device(args.device)
+    world = checkpoint.World(args.device.startswith("cuda"))
+    if world.rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+        warnings.simplefilter("ignore")
+    code = 1
     try:
-        evaluate(args, stop) if args.evaluate else train(args, stop)
+        code = run(args, world)
+    finally:
+        world.leave(code)
+    return code
+
+
+def run(args, world) -> int:
+    """The exit code of evaluate or train, whose errors become one line each."""
+    try:
+        evaluate(args, world) if args.evaluate else train(args, world)
     except checkpoint.Interrupted as error:
         last = Path(args.out or ".") / "last.pt"
         kept = f"; {last} is whole, and --resume continues from it" if last.exists() else ""
@@ -661,17 +739,23 @@ def main(argv=None) -> int:
     except Diverged as error:
         return fail(4, f"{error} – lower --lr; {args.out}/last.pt is of the last good epoch")
     except (MemoryError, torch.OutOfMemoryError) as error:
-        reason = str(error).partition("\n")[0]
-        return fail(5, f"out of memory: {reason} – halve --batch-size and double --accumulate")
+        return fail(5, f"out of memory: {str(error).partition(chr(10))[0]} – {less_memory(args)}")
     except OSError as error:
         return fail(5, error)
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+        if "DataLoader" in str(error):
             return fail(5, f"{error} – try --workers 0, or more shared memory")
         if "DefaultCPUAllocator" in str(error):
-            return fail(5, "out of memory – halve --batch-size and double --accumulate")
+            return fail(5, f"out of memory – {less_memory(args)}")
+        if code := world.ended():
+            return fail(code, "another process ended the run")
         raise
     return 0
+
+
+def less_memory(args) -> str:
+    halves = f"--batch-size {max(1, args.batch_size // 2)} --accumulate {2 * args.accumulate}"
+    return f"try {halves}{' or --checkpoint-activations' * (not args.checkpoint_activations)}"
 
 
 def fail(code: int, message) -> int:
