@@ -161,6 +161,7 @@ class Run:
             except OSError:  # a file system without hard links
                 shutil.copyfile(last, spare)
             os.replace(spare, last.with_name("last.prev.pt"))
+            spare.unlink(missing_ok=True)  # after a save that failed, both names are one file
         save(last, state)
 
     def log(self, row: dict):
@@ -222,7 +223,7 @@ class World:
             int(os.environ.get(name, default))
             for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
         )
-        self.signal, self.polled, self.store = None, False, None
+        self.cuda, self.signal, self.polled = cuda, None, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._arrived)
         if self.size > 1:
@@ -300,17 +301,28 @@ class World:
     def leave(self, code: int):
         """Tell the other ranks why this one ends before them, and leave no process behind."""
         end_workers()
-        with suppress(RuntimeError):  # rank 0, which may keep the store, has ended before this one
-            if self.store is not None and code:
-                self.store.set("ended", str(code))
+        if self.size == 1 or not code:
+            return
+        with suppress(RuntimeError):  # the store is out of reach
+            self.store.set("ended", str(code))
+            self.store.set(f"left {self.rank}", "")
+            if not self.cuda:
+                dist.destroy_process_group()  # whoever waits for this rank gets an error, and looks
+            if self.rank == 0:  # which may keep the store
+                others = [f"left {rank}" for rank in range(1, self.size)]
+                self.store.wait(others, timedelta(seconds=5))
 
-    def ended(self, seconds=5) -> int | None:
-        """The exit code of a rank that has ended with an error, if one does within that time."""
+    def ended(self, error) -> int | None:
+        """The exit code of the rank that has ended and so caused `error`, if that is the cause.
+
+        returns  None: not a broken connection; 5: without a word, or out of reach
+        """
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            return None
         with suppress(RuntimeError):
-            if self.store is not None:
-                self.store.wait(["ended"], timedelta(seconds=seconds))
-                return int(self.store.get("ended"))
-        return None
+            self.store.wait(["ended"], timedelta(seconds=5))
+            return int(self.store.get("ended"))
+        return 5
 
 
 def end_workers():

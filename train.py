@@ -747,8 +747,8 @@ def run(args, world) -> int:
             return fail(5, f"{error} – try --workers 0, or more shared memory")
         if "DefaultCPUAllocator" in str(error):
             return fail(5, f"out of memory – {less_memory(args)}")
-        if code := world.ended():
-            return fail(code, "another process ended the run")
+        if code := world.ended(error):
+            return fail(code, "another process of the run has ended, or cannot be reached")
         raise
     return 0
 

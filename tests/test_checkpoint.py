@@ -6,6 +6,7 @@ import pickle
 import random
 import resource
 import signal
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -88,15 +89,23 @@ def hashed(file):
     file.write_bytes(content + checkpoint.hashlib.sha256(content).hexdigest().encode())
 
 
-@pytest.mark.parametrize("kind", ["zip", "zip with the right hash", "legacy", "raw pickle"])
+@pytest.mark.parametrize(
+    "kind", ["zip", "hashed zip", "hashed zip, in args", "legacy", "raw pickle", "tar"]
+)
 def test_a_pickle_that_runs_code_is_refused(tmp_path, kind):
     file, sentinel = tmp_path / "a.pt", tmp_path / "sentinel"
     hostile = state() | {"optimizer": {"state": [Payload(sentinel)]}}
-    if kind == "raw pickle":
+    if kind == "hashed zip, in args":
+        hostile = state() | {"args": {"lr": Payload(sentinel)}}
+    if kind in ("raw pickle", "tar"):
         file.write_bytes(pickle.dumps(hostile))
     else:
         torch.save(hostile, file, _use_new_zipfile_serialization=kind != "legacy")
-    if kind == "zip with the right hash":
+    if kind == "tar":  # torch's first format
+        with tarfile.open(tmp_path / "b", "w") as archive:
+            archive.add(file, "pickle")
+        os.replace(tmp_path / "b", file)
+    if kind.startswith("hashed"):
         hashed(file)
     with pytest.raises(checkpoint.CheckpointError) as caught:
         checkpoint.load(file)

@@ -1,0 +1,645 @@
+"""Whole runs that are killed, stopped, starved and spread: rows F1 to F34 of tests/README.md.
+
+Runs are forked from this process, which has torch loaded already, and faults are planted in the
+child: the program has no hooks for tests.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import ROOT, SMALL, same, schedule, weights
+
+import augment
+import checkpoint
+import data
+import metrics
+import model
+import train
+
+pytestmark = pytest.mark.usefixtures("own_cache", "signals")
+if not hasattr(os, "fork"):
+    pytest.skip("runs are forked", allow_module_level=True)
+
+FLAGS = [*SMALL, "--deterministic", "--epochs", "3"]
+
+
+def fork(child, log) -> int:
+    """`child` in a process of its own, whose exit code is what it returns; it writes to `log`."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process == 0:
+        code = 99
+        try:
+            with open(log, "w", buffering=1) as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                sys.stdout = sys.stderr = file
+                torch.set_num_threads(1)  # makes its pool anew, which threads must not do at once
+                try:
+                    code = child() or 0
+                except BaseException:
+                    traceback.print_exc()
+        finally:
+            os._exit(code)
+    return process
+
+
+def ended(process, seconds=60) -> int:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pid, status = os.waitpid(process, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return pytest.fail(f"process {process} still ran after {seconds} s")
+
+
+def trained(scenes, out, *flags, plant=lambda: None):
+    """(exit code, what was printed) of a training with a fault planted in it."""
+
+    def child():
+        plant()
+        return train.main([*FLAGS, "--data", str(scenes), "--out", str(out), *flags])
+
+    log = Path(f"{out}.log")
+    code = ended(fork(child, log))
+    text = log.read_text()
+    assert "Traceback" not in text, text
+    return code, text
+
+
+def before(owner, name, action, call=1):
+    """Have `action` done right before the given call of owner.name, counted from 1."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def planted(*args, **kwargs):
+        if next(calls) == call:
+            action()
+        return real(*args, **kwargs)
+
+    setattr(owner, name, planted)
+
+
+def kill_self(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+@pytest.fixture(scope="module")
+def whole(scenes, tmp_path_factory):
+    """The run that nothing disturbs."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    code, text = trained(scenes, out)
+    assert code == 0, text
+    return out
+
+
+# ------------------------------------------------------------------- F1, F2: killed and restarted
+
+
+def test_f1_a_kill_before_any_system_call_of_a_save(tmp_path):
+    """os.link, fsync, replace, unlink and the write itself, one after the other."""
+    calls = [(os, "fsync"), (os, "replace"), (os, "link"), (Path, "unlink"), (os, "open")]
+
+    def state(step):
+        return {"config": {}, "step": step, "weights": torch.full((2000,), float(step))}
+
+    survived = 0
+    for kill_at in range(1, 40):
+        folder = tmp_path / str(kill_at)
+        run = checkpoint.Run(folder, False)
+        for step in (1, 2):
+            run.save_last(state(step))
+        run.lock.close()
+
+        def child(folder=folder, kill_at=kill_at):
+            count, run = itertools.count(1), checkpoint.Run(folder, True)
+
+            def counted(real):
+                def call(*args, **kwargs):
+                    if next(count) == kill_at:
+                        kill_self(signal.SIGKILL)
+                    return real(*args, **kwargs)
+
+                return call
+
+            for owner, name in calls:
+                setattr(owner, name, counted(getattr(owner, name)))
+            run.save_last(state(3))
+
+        code = ended(fork(child, tmp_path / "log"))
+        last, previous = (checkpoint.load(folder / name) for name in ("last.pt", "last.prev.pt"))
+        for loaded in (last, previous):
+            assert (loaded["weights"] == loaded["step"]).all()
+        assert previous["step"] <= last["step"] <= 3 and last["step"] >= 2
+        survived += code == 0
+        if code == 0:
+            assert last["step"] == 3
+            break
+        assert code == -signal.SIGKILL
+    assert survived and kill_at > 6  # there were as many moments
+
+
+def test_f2_forty_random_kills_end_with_the_same_bits(scenes, whole, tmp_path):
+    """A short training that saves after every epoch, killed 40 times, then left to finish."""
+    flags = ["--epochs", "40", "--t-max", "9"]
+    code, _ = trained(scenes, tmp_path / "whole", *flags)
+    assert code == 0
+    out, rng, killed, begun = tmp_path / "run", random.Random(0), 0, 0
+
+    def child():
+        command = [*FLAGS, *flags, "--data", str(scenes), "--out", str(out), "--resume"]
+        return train.main(command)
+
+    while killed < 40:
+        process = fork(child, tmp_path / "log")
+        begun += 1
+        time.sleep(rng.uniform(0.05, 0.6))
+        if os.waitpid(process, os.WNOHANG)[0]:
+            shutil.rmtree(out)  # it got to the end: once more from the start
+            continue
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        killed += 1
+        for name in ("last.pt", "last.prev.pt", "best.pt"):
+            if (out / name).exists():
+                checkpoint.load(out / name)
+    assert ended(fork(child, tmp_path / "log")) == 0
+    assert same(weights(tmp_path / "whole/last.pt"), weights(out / "last.pt"))
+    assert same(weights(tmp_path / "whole/best.pt"), weights(out / "best.pt"))
+    log = checkpoint.read_log(out / "log.jsonl")
+    assert [row["epoch"] for row in log] == list(range(1, 41))
+
+
+# --------------------------------------------------------------------- F11 to F16: disks, signals
+
+
+def limited_disk(size):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_f11_a_full_disk_costs_warnings_and_code_5_but_no_checkpoint(scenes, whole, tmp_path):
+    """The disk is full from the second epoch on."""
+    out = tmp_path / "run"
+    code, text = trained(
+        scenes, out,
+        plant=lambda: before(checkpoint.Run, "save_last", lambda: limited_disk(30_000), call=3),
+    )  # fmt: skip
+    assert code == 5 and text.count("warning") >= 2 and "make room" in text
+    assert checkpoint.load(out / "last.pt")["epoch"] == 1
+    assert checkpoint.load(out / "best.pt")["epoch"] >= 1 and not list(out.glob(".*.tmp"))
+    assert trained(scenes, out, "--resume")[0] == 0
+    assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+
+
+def test_f12_a_log_that_cannot_be_written_changes_nothing_else(scenes, whole, tmp_path):
+    out = tmp_path / "run"
+    (out / "log.jsonl").mkdir(parents=True)
+    code, text = trained(scenes, out)
+    assert code == 0 and text.count("warning: ") == 3 and "Is a directory" in text
+    assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+
+
+MOMENTS = {
+    "checking the data": (data, "describe", 1),
+    "building the net": (model, "create_model", 1),
+    "first step": (train.Loss, "forward", 1),
+    "evaluation": (train, "predict", 1),
+    "saving": (checkpoint, "save", 3),
+    "last evaluation": (train, "predict", 4),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_f15_a_signal_at_any_moment_ends_with_its_code(scenes, whole, tmp_path, moment):
+    out = tmp_path / "run"
+    owner, name, call = MOMENTS[moment]
+    code, text = trained(scenes, out, plant=lambda: before(owner, name, kill_self, call))
+    assert code == 143 and text.strip().splitlines()[-1].startswith("train.py: SIGTERM")
+    if (out / "last.pt").exists():
+        assert "--resume continues" in text
+    assert trained(scenes, out, "--resume")[0] == 0
+    assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+
+
+def test_f15_a_signal_while_an_image_is_decoded_is_not_taken_for_a_bad_image(scenes, tmp_path):
+    def plant():  # in the main process, before training, when a signal acts at once
+        before(augment.EvalTransform, "__init__", lambda: before(data.Image, "open", kill_self))
+        checkpoint.World.poll = lambda self, due=False: due
+
+    flags = ["--cache", "off", "--workers", "0", "--epochs", "1"]
+    out = tmp_path / "run"
+    code, text = trained(scenes, out, *flags, plant=lambda: (plant(), setattr(
+        checkpoint.World, "polled", property(lambda self: False, lambda self, value: None))))
+    assert code == 143 and "cannot be read" not in text
+
+
+def decoding(parent):
+    """Processes whose parent is `parent`, and that run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == parent and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("how", ["SIGINT, then SIGINT", "SIGKILL"])
+def test_f16_no_worker_outlives_the_run(scenes, tmp_path, how):
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
+    out = tmp_path / "run"
+
+    def child():
+        if "SIGINT" in how:  # the first one never gets to a poll
+            checkpoint.World.poll = lambda self, due=False: due
+        flags = ["--workers", "2", "--cache", "off", "--epochs", "100000", "--t-max", "9"]
+        return train.main([*FLAGS, "--data", str(scenes), "--out", str(out), *flags])
+
+    process = fork(child, tmp_path / "log")
+    while not (out / "best.pt").exists() or len(workers := decoding(process)) < 2:
+        time.sleep(0.01)
+    if how == "SIGKILL":
+        os.kill(process, signal.SIGKILL)
+    else:
+        os.kill(process, signal.SIGINT)
+        time.sleep(0.3)
+        os.kill(process, signal.SIGINT)
+    assert ended(process, 5) == (-signal.SIGKILL if how == "SIGKILL" else 130)
+    time.sleep(1)
+    running = [w for w in workers if Path(f"/proc/{w}/stat").exists()]
+    assert not [w for w in running if ") Z" not in Path(f"/proc/{w}/stat").read_text()]
+    checkpoint.load(out / "last.pt")
+
+
+# ---------------------------------------------------------------- F18: fp16 gradients that overflow
+
+
+def overflowing(steps):
+    """The head's gradient is inf in the given steps, counted from 1; the loss stays finite."""
+    real, count = model.create_model, itertools.count(1)
+
+    def create(*args, **kwargs):
+        net = real(*args, **kwargs)
+        last = [p for p in net.head.parameters() if p.requires_grad][-1]
+        last.register_hook(lambda g: g * torch.inf if next(count) in steps else g)
+        return net
+
+    model.create_model = create
+
+
+def test_f18_an_overflowing_step_is_left_out_and_counted(scenes, tmp_path):
+    """22 frames, one batch an epoch: left out, epoch 2 must change neither weights nor average."""
+    flags = ["--amp", "fp16", "--ema", "0.5", "--batch-size", "22", "--freeze-bn"]
+    code, _ = trained(scenes, tmp_path / "run", *flags, plant=lambda: overflowing({2}))
+    assert code == 0
+    log = checkpoint.read_log(tmp_path / "run/log.jsonl")
+    assert [row["skipped"] for row in log] == [0, 1, 0]
+    rates = [train.lr_factor(schedule(t_max=0, lr=0.02, epochs=3), step, 1) for step in range(3)]
+    assert [row["lr"] for row in log] == pytest.approx([0.02 * rate for rate in rates])
+    code, _ = trained(scenes, tmp_path / "two", *flags, "--epochs", "2", "--t-max", "3",
+                      plant=lambda: overflowing({2}))  # fmt: skip
+    assert code == 0
+    first, second = (checkpoint.load(tmp_path / f"two/last{p}.pt") for p in (".prev", ""))
+    assert same(first["model"], second["model"]) and same(first["average"], second["average"])
+    assert second["scaler"]["scale"] == first["scaler"]["scale"] / 2
+
+
+def test_f18_overflow_without_end_stops_the_run(scenes, tmp_path):
+    flags = ["--amp", "fp16", "--batch-size", "1"]
+    code, text = trained(scenes, tmp_path / "run", *flags, plant=lambda: overflowing(range(999)))
+    assert code == 4 and "overflowed in 22 of 22 steps" in text
+
+
+# ---------------------------------------------------------------- F27 to F30: shapes and resources
+
+
+def own_images(folder, train_labels, val_labels):
+    """A CSV of grey pictures with the given labels."""
+    folder.mkdir(exist_ok=True)
+    lines = ["path,labels,split"]
+    for split, rows in (("train", train_labels), ("val", val_labels)):
+        for i, labels in enumerate(rows):
+            name = f"{split}{i}.png"
+            data.Image.new("RGB", (20 + i, 30), (9 * i, 90, 50)).save(folder / name)
+            lines.append(f"{name},{labels},{split}")
+    (folder / "classes.txt").write_text("a\nb\nnever\n")
+    (folder / "own.csv").write_text("\n".join(lines))
+    return folder / "own.csv"
+
+
+@pytest.mark.parametrize(
+    "labels, flags",
+    [
+        (["a"], ["--batch-size", "8", "--accumulate", "5"]),  # N = 1 < B, K beyond the batches
+        (["a", "", "a|b"], ["--batch-size", "2"]),  # an image without labels, a class never seen
+        (["", "", "", ""], ["--batch-size", "2", "--pos-weight", "10"]),  # batches of negatives
+    ],
+)
+def test_f27_small_and_empty_sets_have_defined_results(tmp_path, labels, flags):
+    table = own_images(tmp_path / "own", labels, ["a", ""])
+    # one frame of 32 px leaves batch norm 4 values a channel
+    code, text = trained(table, tmp_path / "run", *flags, "--augment", "none")
+    assert code == 0, text
+    log = checkpoint.read_log(tmp_path / "run/log.jsonl")
+    assert len(log) == 3 and "NaN" not in json.dumps(log)
+    # a step was made: weights moved
+    first = checkpoint.load(tmp_path / "run/last.prev.pt")["model"]
+    assert not same(first, weights(tmp_path / "run/last.pt"))
+
+
+def test_f28_out_of_memory_says_what_to_try(scenes, whole, tmp_path):
+    def no_memory():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    out = tmp_path / "run"
+    code, text = trained(
+        scenes, out, plant=lambda: before(train.Loss, "forward", no_memory, call=5)
+    )
+    assert code == 5 and "2.00 GiB" in text and "--batch-size 4 --accumulate 2" in text
+    assert "--checkpoint-activations" in text
+    assert checkpoint.load(out / "last.pt")["epoch"] == 1
+    assert trained(scenes, out, "--resume")[0] == 0
+    assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+
+
+def test_f29_a_worker_that_hangs_ends_the_run(scenes, tmp_path):
+    def plant():
+        data.WORKER_SECONDS = 1
+        before(data, "decode", lambda: torch.utils.data.get_worker_info() and time.sleep(60), 1)
+
+    flags = ["--cache", "off", "--workers", "1"]
+    trained(scenes, tmp_path / "index")  # so that the check of the images does not decode them
+    code, text = trained(scenes, tmp_path / "run", *flags, plant=plant)
+    assert code == 5 and "timed out" in text and "--workers 0" in text
+
+
+@pytest.mark.parametrize("flags", [["--workers", n, "--cache", "off"] for n in "0124"])
+def test_f30_workers_do_not_matter(scenes, whole, tmp_path, flags):
+    code, _ = trained(scenes, tmp_path / "run", *flags)
+    assert code == 0
+    assert same(weights(whole / "last.pt"), weights(tmp_path / "run/last.pt"))
+
+
+# --------------------------------------------------------------------- F31, F32: several processes
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def ranks(size, child, log):
+    """`child` in `size` processes that find each other as torchrun's do: the list of their pids."""
+    port, processes = free_port(), []
+    for rank in range(size):
+
+        def one(rank=rank):
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            return child()
+
+        processes.append(fork(one, f"{log}{rank}"))
+    return processes
+
+
+def logs(log, size):
+    return "".join(Path(f"{log}{rank}").read_text() for rank in range(size))
+
+
+class Noise(torch.utils.data.Dataset):
+    """n frames of noise with random labels."""
+
+    def __init__(self, n):
+        g = torch.Generator().manual_seed(n)
+        self.frames = torch.randint(0, 256, (n, 3, 32, 32), generator=g, dtype=torch.uint8)
+        self.labels = (torch.rand(n, 5, generator=g) < 0.3).float()
+        self.names = [f"noise {i}" for i in range(n)]
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        return i, self.frames[i], self.labels[i], None
+
+
+def epoch_of_noise(world, n, batch, accumulate):
+    """(weights after one epoch, its loss, scores of all frames)."""
+    flags = ["--augment", "none", "--freeze-bn", "--dropout", "0", "--clip-grad", "0"]
+    args = train.parse_args([*SMALL, *flags, "--batch-size", str(batch), "--accumulate",
+                             str(accumulate)])  # fmt: skip
+    torch.manual_seed(0)
+    net, dataset = model.create_model("tiny", 5, dropout=0), Noise(n)
+    model.set_frozen(net, bn=True)
+    net.train()
+    view = augment.EvalTransform(32)
+    row = train.train_epoch(
+        0, dataset, world.parallel(train.Loss(net)), train.make_optimizer(net, args),
+        torch.amp.GradScaler("cpu", enabled=False), train.make_augmentation(args, {}, view), None,
+        args, world,
+    )  # fmt: skip
+    return net.state_dict(), row["loss"], train.predict(net, dataset, view, args, world)
+
+
+CASES = [(n, b, k) for n in range(1, 41) for b, k in ((1 + n % 5, 1 + n % 3), (4, 2))]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_f31_ranks_give_the_weights_and_scores_of_one_process(tmp_path, size):
+    """N = 1 to 40 frames on 2 and 3 ranks of B against one process of 2 B and 3 B."""
+    trains = [case for case in CASES if size == 2 or case[0] % 3 == 1]
+
+    def child():
+        world = checkpoint.World()
+        results = [epoch_of_noise(world, *case) for case in trains]
+        torch.save(results, tmp_path / f"{world.rank}.pt")
+
+    processes = ranks(size, child, tmp_path / "log")
+    codes = [ended(process, 120) for process in processes]
+    assert codes == [0] * size, logs(tmp_path / "log", size)
+    alone = checkpoint.World()
+    together = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
+    for case, *results in zip(trains, *together, strict=True):
+        n, b, k = case
+        expected = epoch_of_noise(alone, n, b * size, k)
+        for state, loss, scores in results:
+            assert same(state, results[0][0])  # the ranks agree to the bit
+            # float32 sums in another order, for at most 20 steps of lr 0.02
+            for key, value in expected[0].items():
+                assert torch.allclose(state[key].float(), value.float(), atol=1e-5), (case, key)
+            assert loss == pytest.approx(expected[1], rel=1e-5), case
+            assert torch.allclose(scores, expected[2], atol=1e-5), case
+        labels = Noise(n).labels
+        f1 = [metrics.precision_recall_f1(metrics.decide(s, 0.5), labels)[2] for _, _, s in results]
+        assert len(set(f1)) == 1
+
+
+def test_shares_are_a_partition_with_equally_many_batches():
+    """Every N, B and number of ranks up to 40, 5 and 4."""
+    for n, batch, size in itertools.product(range(1, 41), range(1, 6), range(1, 5)):
+        order = data.order(n, 0, 0)
+        parts = [data.shares(order, batch, rank, size) for rank in range(size)]
+        assert {len(part) for part in parts} == {-(-n // (batch * size))}
+        seen = []
+        for number, together in enumerate(zip(*parts, strict=True)):
+            group = order[number * batch * size :][: batch * size]
+            assert {len(share) for share in together} <= set(range(1, batch + 1))
+            for rank, share in enumerate(together):
+                own = share[: len(group[rank::size])]
+                seen += own
+                assert share[len(own) :] in ([], group[:1])
+        assert sorted(seen) == list(range(n))
+
+
+def distributed(scenes, out, *flags, size=2, plant=lambda: None, seconds=60):
+    def child():
+        plant()
+        return train.main([*FLAGS, "--data", str(scenes), "--out", str(out), *flags])
+
+    processes = ranks(size, child, f"{out}.log")
+    return processes, lambda: [ended(process, seconds) for process in processes]
+
+
+def test_f31_a_run_on_two_ranks_is_one_run(scenes, whole, tmp_path):
+    """Published weights are on rank 0 alone; one rank prints; the folder is one process's."""
+    flags = ["--weights", str(whole / "best.pt"), "--freeze-bn", "--augment", "none"]
+    flags += ["--dropout", "0"]
+    assert trained(scenes, tmp_path / "one", *flags, "--batch-size", "8")[0] == 0
+    _, codes = distributed(scenes, tmp_path / "two", *flags, "--batch-size", "4")
+    assert codes() == [0, 0]
+    one, two = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for key, value in one["model"].items():
+        assert torch.allclose(two["model"][key].float(), value.float(), atol=1e-5), key
+    assert one["best"]["f1"] == pytest.approx(two["best"]["f1"], abs=1e-12)
+    assert (tmp_path / "one/report.csv").read_text() == (tmp_path / "two/report.csv").read_text()
+    assert Path(f"{tmp_path}/two.log1").read_text() == ""
+    assert "2 processes" in Path(f"{tmp_path}/two.log0").read_text()
+
+
+def test_f31_ranks_draw_differently_and_resume_to_the_bit(scenes, tmp_path):
+    flags = ["--augment", "report", "--ema", "0.9", "--amp", "fp16", "--batch-size", "4"]
+    draws = tmp_path / "draws"
+
+    def plant():
+        real = augment.generator
+
+        def generator(*args):
+            with open(draws, "a") as file:
+                file.write(f"{args}\n")
+            return real(*args)
+
+        augment.generator = generator
+
+    _, codes = distributed(scenes, tmp_path / "whole", *flags, plant=plant)
+    assert codes() == [0, 0]
+    drawn = draws.read_text().splitlines()
+    assert len(drawn) == len(set(drawn)) == 2 * 9  # 3 epochs of 3 steps on 2 ranks
+    _, codes = distributed(
+        scenes, tmp_path / "run", *flags,
+        plant=lambda: before(checkpoint.World, "average_buffers", kill_self, call=4),
+    )  # fmt: skip
+    assert codes() == [143, 143]
+    assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] == 1
+    _, codes = distributed(scenes, tmp_path / "run", *flags, "--resume")
+    assert codes() == [0, 0]
+    for name in ("last.pt", "best.pt"):
+        one, two = (checkpoint.load(tmp_path / run / name) for run in ("whole", "run"))
+        assert same(one["model"], two["model"]) and same(one["average"], two["average"])
+    code, text = trained(scenes, tmp_path / "run", *flags, "--resume")
+    assert code == 3 and "--ranks 2 -> 1" in text
+
+
+def test_f32_one_signal_stops_all_ranks(scenes, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--epochs", "100000", "--t-max", "9"]
+    processes, codes = distributed(scenes, out, *flags, seconds=30)
+    while not (out / "best.pt").exists():
+        time.sleep(0.01)
+    os.kill(processes[1], signal.SIGTERM)
+    assert codes() == [143, 143]
+    checkpoint.load(out / "last.pt")
+    assert "Traceback" not in logs(f"{out}.log", 2)
+
+
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_f32_one_failing_rank_ends_all_with_its_code(scenes, tmp_path, guilty):
+    def vanish():
+        raise data.DataError("video/1.png: cannot be read – replace or remove it")
+
+    def plant():
+        if os.environ["RANK"] == str(guilty):
+            before(augment.EvalTransform, "__call__", vanish, call=2)
+
+    out = tmp_path / "run"
+    _, codes = distributed(scenes, out, "--augment", "none", plant=plant, seconds=30)
+    assert codes() == [3, 3]
+    text = logs(f"{out}.log", 2)
+    assert text.count("cannot be read") == 1 and text.count("another process") == 1, text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_f31_torchrun(scenes, tmp_path):
+    """The README's command, on CPUs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               str(ROOT / "train.py"), *FLAGS, "--data", str(scenes), "--out",
+               str(tmp_path / "run")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] == 3
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True,
+                          text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode != 0 and "holds a run already" in done.stderr
+
+
+# ------------------------------------------------------------------------ F33: other surroundings
+
+SURROUNDINGS = {
+    "another folder, spaces, letters": {},
+    "-O": {"options": ["-O"]},
+    "-X dev": {"options": ["-X", "dev"]},
+    "LANG=C": {"env": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}},
+    "read-only source": {"read_only": True},
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_f33_surroundings_do_not_matter(scenes, whole, tmp_path, name):
+    given, folder = SURROUNDINGS[name], tmp_path / "a folder – ünïcode"
+    shutil.copytree(scenes, folder / "A2D")
+    source = ROOT
+    if given.get("read_only"):
+        source = tmp_path / "source"
+        source.mkdir()
+        for file in ROOT.glob("*.py"):
+            shutil.copy(file, source)
+            (source / file.name).chmod(0o444)
+        source.chmod(0o555)
+    command = [sys.executable, *given.get("options", []), source / "train.py", *FLAGS]
+    command += ["--data", "A2D", "--out", "run"]
+    done = subprocess.run(
+        [str(part) for part in command], cwd=folder, env=os.environ | given.get("env", {}),
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    if given.get("read_only"):
+        source.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert same(weights(whole / "last.pt"), weights(folder / "run/last.pt"))
