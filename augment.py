@@ -202,14 +202,18 @@ def plan(sizes, scale, crop, pad, degrees, flip, size, device):
     ), 2)
 
 
-def _maps(table, dtype):
-    """(n, 22) rows of a plan -> Map of (n, 1, 1) tensors."""
-    return Map(*table.to(dtype).view(-1, 22, 1, 1).unbind(1))
-
-
 def _whole(device):
     """Work on whole batches? On the CPU one sample at a time is faster: it stays in cache."""
     return device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _chunks(table, dtype, bytes_each):
+    """(B, 22) plans -> [(slice of the batch, its Map)]: samples one by one, or many at once."""
+    if not _whole(table.device):
+        return [(slice(i, i + 1), Map(*row)) for i, row in enumerate(table.tolist())]
+    step, columns = max(1, CHUNK_BYTES // bytes_each), table.to(dtype).view(-1, 22, 1, 1)
+    return [(slice(i, i + step), Map(*columns[i : i + step].unbind(1)))
+            for i in range(0, len(table), step)]
 
 
 def _levels(x):
@@ -247,21 +251,17 @@ def _warp(frames, table, size, fill):
     """The image's part of `warp`: table (B, 22), fill (3, 1, 1) float32 on the frames' device."""
     batch, _, height, width = frames.shape
     out = frames.new_empty(batch, 3, size, size)
-    if _whole(frames.device):
-        chunk = max(1, CHUNK_BYTES // (12 * height * width))
-        for i in range(0, batch, chunk):
-            m = _maps(table[i : i + chunk], torch.float32)
-            out[i : i + chunk] = _sample(frames[i : i + chunk], m, size, fill, True, False)
-        return out
-    for i, row in enumerate(table.tolist()):  # widens only what is seen
-        m = Map(*row)
-        x = sorted((m.lo_x * m.mx + m.nx, m.hi_x * m.mx + m.nx))
+    for part, m in _chunks(table, torch.float32, 12 * height * width):
+        if _whole(frames.device):
+            out[part] = _sample(frames[part], m, size, fill, True, False)
+            continue
+        x = sorted((m.lo_x * m.mx + m.nx, m.hi_x * m.mx + m.nx))  # widens only what is seen
         left, right = max(int(x[0]), 0), min(int(x[1]) + 2, int(m.width))
         top = max(int(m.lo_y * m.my + m.ny), 0)
         bottom = min(int(m.hi_y * m.my + m.ny) + 2, int(m.height))
         covered = m.sin == 0 and m.rect_w == size == m.rect_h
-        out[i] = _sample(frames[i : i + 1, :, top:bottom, left:right], m, size, fill, m.sin != 0,
-                         covered, (top, left))[0]
+        out[part] = _sample(frames[part, :, top:bottom, left:right], m, size, fill, m.sin != 0,
+                            covered, (top, left))
     return out
 
 
@@ -294,32 +294,22 @@ def _sample_labels(label_maps, rows, m, size, turned):
 def _warp_labels(label_maps, table, size):
     """Each sample's first of T geometries that shows an actor, else its first: map and plan.
 
-    The CPU tries one after another; elsewhere all are made, so that nothing synchronises.
+    The CPU stops at that one; elsewhere all are made, so that nothing synchronises.
     table      (B, T, 22) on the maps' device
     returns    (B, size, size) uint8, (B, 22)
     """
-    batch, tries = table.shape[:2]
-    if not _whole(label_maps.device):
-        maps, best = label_maps.new_empty(batch, size, size), []
-        for i, plans in enumerate(table.tolist()):
-            for t in (*range(tries), 0) if tries > 1 else (0,):  # all empty: back to the first
-                m = Map(*plans[t])
-                maps[i] = _sample_labels(label_maps, i, m, size, m.sin != 0)[0]
-                if tries > 1 and maps[i].amin() < 255:
-                    break
-            best.append(t)
-        return maps, table[torch.arange(batch), torch.tensor(best)]
-    maps, chosen = label_maps.new_empty(batch, size, size), table[:, 0].clone()
-    chunk = max(1, CHUNK_BYTES // (48 * tries * size * size))
-    for i in range(0, batch, chunk):
-        part = table[i : i + chunk]
-        rows = torch.arange(i, i + len(part), device=table.device).view(-1, 1).expand(-1, tries)
-        found = _sample_labels(label_maps, rows.reshape(-1, 1, 1),
-                               _maps(part.flatten(0, 1), torch.float64), size, True)
-        found = found.view(-1, tries, size * size)
-        best = (found.amin(2) < 255).to(torch.uint8).argmax(1).view(-1, 1, 1)  # the first maximum
-        maps[i : i + chunk] = found.gather(1, best.expand(-1, 1, size**2)).view(-1, size, size)
-        chosen[i : i + chunk] = part.gather(1, best.expand(-1, 1, 22))[:, 0]
+    whole, chosen = _whole(label_maps.device), table[:, 0].clone()
+    maps = label_maps.new_full((len(table), size, size), 255)
+    rows = torch.arange(len(table), device=table.device).view(-1, 1, 1)
+    for t in range(table.shape[1]):
+        for part, m in _chunks(table[:, t], torch.float64, 48 * size * size):
+            missing = maps[part].amin((1, 2), keepdim=True) == 255
+            if whole or missing:
+                found = _sample_labels(label_maps, rows[part], m, size, whole or m.sin != 0)
+                maps[part] = torch.where(missing, found, maps[part])
+                if t:  # the first stands where none shows an actor
+                    shown = missing & (found.amin((1, 2), keepdim=True) < 255)
+                    chosen[part] = torch.where(shown[:, 0], table[part, t], chosen[part])
     return maps, chosen
 
 
@@ -501,11 +491,10 @@ STAGES = {  # in the order in which they happen, between geometry and normalise
 
 def _ship(tensors, device):
     """CPU tensors -> the same on `device`, through pinned memory in one asynchronous copy."""
-    if device.type == "cpu":
-        return tensors
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # keeps aligned
     packed = torch.cat([tensors[i].contiguous().view(-1).view(torch.uint8) for i in order])
-    packed = packed.pin_memory().to(device, non_blocking=True)
+    if device.type != "cpu":
+        packed = packed.pin_memory().to(device, non_blocking=True)
     parts = packed.split([tensors[i].nbytes for i in order])
     out = {i: part.view(tensors[i].dtype).view(tensors[i].shape)
            for i, part in zip(order, parts, strict=True)}
@@ -717,7 +706,9 @@ def preview(path, frames, transform, labels=None, label_maps=None, sizes=None, c
         drawn = transform(frames, generator(seed, 0, step), labels, label_maps, sizes)
         rows.append((f"draw {step + 1}", *drawn))
 
-    margin, text = 70, 0 if labels is None else 40  # pixels: the rows' names, the labels
+    margin, text = 70, 0  # pixels: the rows' names, the labels
+    if labels is not None:
+        text = 13 * max(1, *(int(shown.sum(1).max()) for *_, shown in rows)) + 1
     sheet = Image.new("RGB", (margin + len(frames) * (side + 4), len(rows) * (side + text + 4)),
                       "white")
     pen = ImageDraw.Draw(sheet)
@@ -731,12 +722,13 @@ def preview(path, frames, transform, labels=None, label_maps=None, sizes=None, c
             if labels is not None:
                 present = torch.nonzero(shown[j])[:, 0].tolist()
                 present = [class_names[c] if class_names else str(c) for c in present]
-                pen.multiline_text((left, top + side), "\n".join(present[:3]) or "none", "black",
+                pen.multiline_text((left, top + side), "\n".join(present) or "none", "black",
                                    spacing=1)
     sheet.save(path)
 
 
-def main():
+def main(argv=None):
+    """Returns what is wrong with the arguments, else None."""
     parser = argparse.ArgumentParser(description="Show what the report's augmentations do.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     parser.add_argument("--out", default="grid.png", help="picture to write (default grid.png)")
@@ -744,19 +736,25 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
     parser.add_argument("--without", nargs="*", default=(), choices=OPS, help="ops to switch off")
     parser.add_argument("--extra", nargs="*", default=(), choices=EXTRA, help="ops to turn on")
-    args = parser.parse_args()
+    args, images = parser.parse_args(argv), []
     try:
-        images = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in args.images]
-    except OSError as problem:
-        print(f"cannot read a picture - {problem} - give PNG or JPEG files", file=sys.stderr)
-        sys.exit(3)
+        for path in args.images:
+            images.append(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as problem:
+        return f"{path}: {problem} – give PNG or JPEG files"
     sizes = torch.tensor([(image.height, image.width) for image in images])
     frames = torch.zeros(len(images), 3, *sizes.amax(0), dtype=torch.uint8)
     for frame, image in zip(frames, images, strict=True):
         frame[:, : image.height, : image.width] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    preview(args.out, frames, ReportAugment(args.size, without=args.without, extra=args.extra),
-            sizes=sizes, seed=args.seed)
+    try:
+        preview(args.out, frames, ReportAugment(args.size, without=args.without, extra=args.extra),
+                sizes=sizes, seed=args.seed)
+    except (OSError, ValueError, struct.error) as problem:
+        return f"--out {args.out} --size {args.size} --seed {args.seed}: {problem}"
+    return None
 
 
 if __name__ == "__main__":
-    main()
+    if problem := main():
+        print(f"augment.py: {problem}", file=sys.stderr)
+        sys.exit(3)

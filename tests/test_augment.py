@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils._pytree import tree_map_only
 
 import augment
 from augment import FILL, ReportAugment, draw, generator
@@ -381,6 +382,7 @@ def test_draw_probabilities_are_the_stated_ones():
     kind = (d.motion[:, None] == kernels).flatten(2).all(2).long().argmax(1)
     coins = [d.flip[:, 0], d.degrees[:, 0] != 0, d.holes > 0, d.vflip, d.transpose, d.sharpen]
     spare = ((d.scale[:, 0] * 570).round() - 223).long()  # crop columns to choose from
+    free = 224 - (d.scale[:, 0] * 320).round()  # rows to pad
     position = (d.crop[:, 0, 1].double() + 0.5) / spare.clamp(min=1)
     cases = [
         (d.tone, sixths), (d.blur, sixths), (kind, weights),
@@ -393,15 +395,14 @@ def test_draw_probabilities_are_the_stated_ones():
             (d.contrast[:, 0], 0.8, 1.2), (d.contrast[:, 1], -0.2, 0.2))),
         *((d.corners[:, k, axis], [1 / 217] * 217) for k in (0, 4) for axis in (0, 1)),
         ((position[spare > 100] * 4).long(), [1 / 4] * 4),
+        *((d.pad[:, 0, 0][free == n], [1 / (n + 1)] * (n + 1)) for n in (1, 3)),
     ]
     for i, (values, probabilities) in enumerate(cases):
         counts = torch.bincount(values, minlength=len(probabilities)).double()
         assert len(counts) == len(probabilities), i
-        assert p_value(counts, probabilities) > 1e-4, i  # fixed seed; 30 cases
+        assert p_value(counts, probabilities) > 1e-4, i  # fixed seed; 32 cases
     joint = torch.bincount(4 * d.tone + d.blur, minlength=16).double()  # independent of each other
     assert p_value(joint, torch.outer(*[torch.tensor(sixths)] * 2).flatten()) > 1e-4
-    pads = d.pad[:, 0, 0][d.scale[:, 0] < 0.51]  # 163 rows of 224: 61 to place
-    assert pads.min() <= 2 and pads.max() >= 57
 
 
 def test_motion_kernels_are_the_36_lines():
@@ -432,7 +433,8 @@ def test_motion_kernels_against_opencv_lines():
 def test_generator_is_a_pure_function_and_neighbours_are_unrelated():
     first = torch.rand(5, generator=generator(1, 2, 3, 4))
     assert torch.equal(first, torch.rand(5, generator=generator(1, 2, 3, 4)))
-    keys = {(1, 2, 3, 4), (2, 1, 3, 4), (1, 3, 2, 4), (1, 2, 4, 3), (-1, 2, 3, 4), (2**62, 2, 3, 4)}
+    keys = {(1, 2, 3, 4), (2, 1, 3, 4), (1, 3, 2, 4), (1, 2, 4, 3), (-1, 2, 3, 4), (2**62, 2, 3, 4),
+            (1, 9, 3, 4), (1, 2, 9, 4), (1, 2, 3, 9)}  # each of the four counts
     assert len({torch.rand(1, generator=generator(*k)).item() for k in keys}) == len(keys)
     u = torch.stack([torch.rand(16, generator=generator(0, 0, step), dtype=torch.float64)
                      for step in range(2000)])
@@ -761,24 +763,31 @@ def test_preview_shows_every_op_with_labels(tmp_path):
                     class_names=["a", "bird-flying", "c"], draws=2)
     sheet = np.array(Image.open(tmp_path / "grid.png").convert("RGB"))
     rows = 1 + len(augment.OPS) - 1 + 1 + 2
-    assert sheet.shape == (rows * (64 + 44), 70 + 2 * 68, 3)
-    cells = sheet.reshape(rows, 108, -1, 3)
+    assert sheet.shape == (rows * (64 + 14 + 4), 70 + 2 * 68, 3)  # one label: one line of text
+    cells = sheet.reshape(rows, 82, -1, 3)
     shown = cells[0, :64, 70:134].transpose(2, 0, 1)  # the frame as evaluation sees it
     assert (shown == levels_of(augment.EvalTransform(64)(frames[:1]))[0].numpy()).all()
-    assert ((cells[:, 64:104, 70:134] < 128).any((1, 2, 3))).all()  # something is written
+    assert ((cells[:, 64:78, 70:134] < 128).any((1, 2, 3))).all()  # something is written
     assert len({cells[i, :64].tobytes() for i in range(rows)}) == rows
 
 
-def test_script_writes_a_grid_and_names_a_bad_file(tmp_path):
+def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
     for i, shape in enumerate(((40, 50), (64, 32))):
         picture = np.ascontiguousarray(smooth(1, 3, *shape)[0].permute(1, 2, 0))
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     command = [sys.executable, "augment.py", tmp_path / "0.png", tmp_path / "1.png", "--size", "32"]
     subprocess.run([*command, "--out", tmp_path / "grid.png"], cwd=HERE.parent, check=True)
     assert Image.open(tmp_path / "grid.png").width == 70 + 2 * 36
-    (tmp_path / "0.png").write_text("no picture")
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 3 and "0.png" in done.stderr and done.stderr.count("\n") == 1
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
+    done = subprocess.run([*command[:3], tmp_path / "2.png"], cwd=HERE.parent, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 3 and done.stderr.count("\n") == 1
+    assert str(tmp_path / "2.png") in done.stderr  # of two pictures, the one
+    for wrong in (["none.png"], ["1.png", "--size", "7"], ["1.png", "--seed", str(2**63)],
+                  ["1.png", "--out", "no/grid.png"], ["1.png", "--out", "grid.xyz"]):
+        monkeypatch.chdir(tmp_path)
+        assert wrong[-1] in augment.main(wrong)
 
 
 # ---------------------------------------------------------------------------- compiled, and CUDA
@@ -794,6 +803,20 @@ def test_compiled_agrees():
         wanted = ReportAugment(96, extra=augment.EXTRA)(frames, generator(0, 0, step), labels, maps)
         assert (difference(levels_of(got[0]), levels_of(wanted[0])) <= 1).float().mean() >= 0.999
         assert torch.equal(got[1], wanted[1])
+
+
+@pytest.mark.parametrize("options", [{"empty": "redraw"}, {"exact": True}])
+def test_the_devices_part_never_asks_for_a_value(options):
+    """Meta tensors have none: what would synchronise on CUDA is an error on them."""
+    transform = ReportAugment(48, extra=augment.EXTRA, **options)
+
+    def without_values(*args):
+        return augment._pixels(*tree_map_only(torch.Tensor, lambda t: t.to("meta"), args))
+
+    transform.pixels = without_values
+    images, labels = transform(noise(16, 3, 60, 80), generator(0, 0, 0), torch.zeros(16, 43),
+                               noise(16, 60, 80) % 43)
+    assert images.is_meta and images.shape == (16, 3, 48, 48) and labels.shape == (16, 43)
 
 
 @CUDA
