@@ -683,7 +683,8 @@ def train(args, world):
     metrics.write_report_csv(run.folder / "report.csv", report)
     print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
     print(metrics.format_report(report))
-    print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json")
+    drawn = ", curves.png" * draw_curves(run.folder)
+    print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
 
 
 def kept(write, what) -> bool:
@@ -693,6 +694,24 @@ def kept(write, what) -> bool:
     except OSError as error:
         print(f"train.py: warning: {error}; training goes on without this file", file=sys.stderr)
         return False
+    return True
+
+
+def draw_curves(folder) -> bool:
+    """curves.png from log.jsonl, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    log, figure = checkpoint.read_log(folder / "log.jsonl"), Figure((12, 3.4), layout="tight")
+    scores = ("val_precision", "val_recall", "val_f1")
+    panels = {"loss": ("loss", "val_loss"), "on validation": scores, "learning rate": ("lr",)}
+    for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for key in keys:
+            axes.plot([row["epoch"] for row in log], [row[key] for row in log], ".-", label=key)
+        axes.set(title=title, xlabel="epoch")
+        axes.legend()
+    figure.savefig(folder / "curves.png", dpi=120)
     return True
 
 

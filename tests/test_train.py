@@ -187,6 +187,7 @@ def test_the_mish_head_has_the_same_loss():
 
 
 def test_a_run_writes_what_it_says(scenes, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     assert run(scenes, tmp_path / "run") == 0
     printed = capsys.readouterr().out
     for words in (
@@ -199,7 +200,7 @@ def test_a_run_writes_what_it_says(scenes, tmp_path, capsys):
     ):
         assert words in printed
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    tables = {"args.json", "log.jsonl", "report.csv"}
+    tables = {"args.json", "log.jsonl", "report.csv", "curves.png"}
     assert names == tables | {"last.pt", "last.prev.pt", "best.pt", "lock"}
     log = checkpoint.read_log(tmp_path / "run/log.jsonl")
     assert [row["epoch"] for row in log] == [1, 2]
@@ -211,6 +212,13 @@ def test_a_run_writes_what_it_says(scenes, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == data.CLASSES
     assert sum(int(row["support"]) for row in rows) == data.A2D(scenes, "val").labels.sum()
+
+
+def test_without_matplotlib_there_are_no_curves(scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import now fails
+    assert run(scenes, tmp_path / "run", "--epochs", "1") == 0
+    assert not (tmp_path / "run/curves.png").exists()
+    assert "curves" not in capsys.readouterr().out
 
 
 def test_the_same_run_twice_is_the_same(scenes, tmp_path):

@@ -1,0 +1,190 @@
+"""Does the suite notice a broken program? Plants one fault at a time and runs the tests near it.
+
+    python -m tests.mutate                 # all faults, about ten minutes on two cores
+    python -m tests.mutate clip best       # those whose name has one of these words
+
+Each fault is planted in a copy of the project. Prints a Markdown table with the test that failed
+first, and ends with 1 if a fault went unnoticed or its text is no longer in the program.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# name, file, what stands there, what is put in its place, where the suite should notice
+FAULTS = [
+    ("a window's gradient divided by K, not weighed by frames", "train.py",
+     "share * R / len(window)", "1 / K", "test_train.py -k window"),
+    ("the short last window dropped", "train.py",
+     "steps_per_epoch = math.ceil(n / (B * K * R))", "steps_per_epoch = max(1, n // (B * K * R))",
+     "test_train.py -k training_mode"),
+    ("epoch left out of the seed of the order", "data.py",
+     "np.array([seed, epoch], np.uint64)", "np.array([seed, 0], np.uint64)",
+     "test_data.py -k order"),
+    ("epoch left out of the draws' seed", "augment.py",
+     'struct.pack("<4q", seed, epoch, step, rank)', 'struct.pack("<4q", seed, 0, step, rank)',
+     "test_augment.py -k generator"),
+    ("epoch left out of the dropout's seed", "train.py",
+     "seed_everything(args.seed + epoch + 10_000 * world.rank)", "pass",
+     "test_train.py -k resumed"),
+    ("clipping before unscaling", "train.py",
+     "        scaler.unscale_(optimizer)\n", "", "test_train.py -k clipping"),
+    (".eval() forgotten", "train.py",
+     "    net.eval()\n    loader", "    loader", "test_train.py -k evaluation_batch"),
+    (".train() forgotten after evaluation", "train.py",
+     "        net.train()\n        row", "        row", "test_train.py -k training_mode"),
+    ("an average taken over a step that overflowed", "train.py",
+     "        elif ema is not None:", "        if ema is not None:", "test_faults.py -k f18"),
+    ("the best score not restored", "train.py",
+     'saved["epoch"], saved["best"], saved["threshold"]', 'saved["epoch"], best, threshold',
+     "test_train.py -k best_survives"),
+    ("NaN becomes the best", "train.py",
+     'if f1 > best["f1"]:', 'if not f1 <= best["f1"]:', "test_train.py -k best_survives"),
+    ("the optimizer not restored", "train.py",
+     '        optimizer.load_state_dict(saved["optimizer"])\n', "", "test_train.py -k resumed"),
+    ("the average's weights not saved", "train.py",
+     "None if ema is None else scored.state_dict()", "None", "test_train.py -k average"),
+    ("the threshold chosen anew in --evaluate", "train.py",
+     'report = score(probabilities, dataset.labels, names, threshold, "validation in training")',
+     "report = score(probabilities, dataset.labels, names)", "test_train.py -k blend"),
+    ("a loss that is not finite not noticed", "train.py",
+     "torch.where(loss.isfinite(), steps, step)", "torch.where(loss.isnan() & False, step, steps)",
+     "test_train.py -k divergence"),
+    ("the learning rate a step late", "train.py",
+     "factor = lr_factor(args, epoch * steps_per_epoch + step, steps_per_epoch)",
+     "factor = lr_factor(args, epoch * steps_per_epoch + step + 1, steps_per_epoch)",
+     "test_faults.py -k f18"),
+    ("no fsync before the rename", "checkpoint.py",
+     "            os.fsync(file.fileno())\n", "", "test_checkpoint.py -k disk"),
+    ("the old file removed before the new one is there", "checkpoint.py",
+     "        os.replace(temporary, path)", "        path.unlink(missing_ok=True)\n"
+     "        os.replace(temporary, path)", "test_faults.py -k f1_"),
+    ("written in place", "checkpoint.py",
+     'temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")', "temporary = path",
+     "test_checkpoint.py -k full"),
+    ("the hash not compared", "checkpoint.py",
+     "if hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:", "if False:",
+     "test_checkpoint.py -k bit"),
+    ("code in a checkpoint runs", "checkpoint.py",
+     'map_location="cpu", weights_only=True', 'map_location="cpu", weights_only=False',
+     "test_checkpoint.py -k pickle"),
+    ("no lock", "checkpoint.py",
+     "fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass",
+     "test_checkpoint.py -k in_use"),
+    ("a full disk ends the training", "train.py",
+     "    except OSError as error:\n        print(f\"train.py: warning",
+     "    except ZeroDivisionError as error:\n        print(f\"train.py: warning",
+     "test_faults.py -k f11"),
+    ("Ctrl-C in a decoder taken for a bad image", "checkpoint.py",
+     "class Interrupted(KeyboardInterrupt)", "class Interrupted(Exception)",
+     "test_faults.py -k f15"),
+    ("workers outlive a killed run", "data.py",
+     "ctypes.CDLL(None).prctl(1, signal.SIGKILL)", "pass", "test_faults.py -k f16"),
+    ("a worker that hangs is waited for", "data.py",
+     "timeout=WORKER_SECONDS if workers else 0", "timeout=0", "test_faults.py -k f29"),
+    ("gradients not shared between ranks", "checkpoint.py",
+     "return nullcontext() if last or self.size == 1 else", "return nullcontext() if not last or "
+     "self.size == 1 else", "test_faults.py -k f31_ranks_give"),
+    ("evaluation padded with a frame twice", "train.py",
+     "own.copy_(scores[: len(own)])",
+     "own.copy_(scores[: len(own)])\n        probabilities[start].copy_(scores[0])",
+     "test_faults.py -k f31_ranks_give"),
+    ("ranks draw alike", "train.py",
+     "augment.generator(args.seed, epoch, micro, world.rank)",
+     "augment.generator(args.seed, epoch, micro)", "test_faults.py -k f31_ranks_draw"),
+    ("a signal is one rank's alone", "checkpoint.py",
+     'number, due = self.reduce(torch.tensor([self.signal or 0, int(due)]), "max").tolist()',
+     "number = self.signal", "test_faults.py -k f32_one_signal"),
+    ("rank 0's weights not given to the others", "checkpoint.py",
+     "            dist.broadcast(tensor, 0)\n", "            pass\n",
+     "test_faults.py -k f31_a_run"),
+    ("BGR", "data.py",
+     'return np.array(image.convert("RGB"))',
+     'return np.array(image.convert("RGB"))[:, :, ::-1].copy()', "test_data.py -k decode"),
+    ("EXIF rotation ignored", "data.py",
+     "image = ImageOps.exif_transpose(image)", "pass", "test_data.py -k exif"),
+    ("no size limit before decoding", "data.py",
+     "if width * height > MAX_PIXELS:", "if False:", "test_data.py"),
+    ("paths may leave the folder", "data.py",
+     '".." in path.split("/")', "False", "test_data.py -k problems"),
+    ("train and val may overlap", "data.py",
+     "        if name in place\n", "        if False\n", "test_data.py -k overlap"),
+    ("label 0 as padding of label maps", "data.py",
+     "padded_maps = torch.full((len(frames), height, width), NONE",
+     "padded_maps = torch.full((len(frames), height, width), 0", "test_data.py -k collate"),
+    ("label 0 where a crop leaves the frame", "augment.py",
+     "out |= ((ux < 0) | (ux >= m.rect_w)).to(torch.uint8) * 255",
+     "out *= 1 - ((ux < 0) | (ux >= m.rect_w)).to(torch.uint8)", "test_augment.py -k label"),
+    ("F1 of the means, not mean of the F1", "metrics.py",
+     "        return tuple(means)",
+     "        p, r, _ = means\n        return p, r, 2 * p * r / max(p + r, 1e-9)",
+     "test_metrics.py"),
+    ("a threshold is exclusive", "metrics.py",
+     "pred = scores >= threshold", "pred = scores > threshold", "test_metrics.py"),
+    ("SE by the maximum", "model.py",
+     'torch.mean if pool == "avg" else torch.amax', "torch.amax", "test_model.py -k features"),
+    ("BN eps of PNASNet", "model.py",
+     "partial(nn.BatchNorm2d, eps=1e-3)", "partial(nn.BatchNorm2d, eps=1e-5)",
+     "test_model.py -k features"),
+    ("missing and unexpected keys accepted", "model.py",
+     "    if lists:\n", "    if False:\n", "test_weights.py -k error_lists"),
+    ("code in a weights file runs", "model.py",
+     'torch.load(file, map_location="cpu", weights_only=True)',
+     'torch.load(file, map_location="cpu", weights_only=False)', "test_weights.py -k code"),
+    ("frozen BN moves", "model.py",
+     "module.training = module.training and not self.frozen(name, module)", "pass",
+     "test_model.py -k frozen"),
+    ("prior bias left out", "model.py",
+     "    last.bias.copy_(", "    last.bias.clone().copy_(", "test_model.py -k prior"),
+    ("mask a group of eight off by one", "mish_kernel.py",
+     "offset + shift, torch.arange(-(-x.numel() // 8), device=x.device))",
+     "offset + shift, 1 + torch.arange(-(-x.numel() // 8), device=x.device))",
+     "test_mish_kernel.py -k mask"),
+    ("kept values not scaled by 1 / (1 - p)", "mish_kernel.py",
+     "out * (65536 / (65536 - drop))", "out * 1.0", "test_mish_kernel.py"),
+]  # fmt: skip
+
+
+def notices(name, file, old, new, tests):
+    """The first test that fails with the fault, "" if none does, None if the text is not there."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "runs", "venv", "*.png"))
+        text = (copy / file).read_text("utf-8")
+        if old not in text:
+            return None
+        (copy / file).write_text(text.replace(old, new, 1), "utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no"]
+        tests = tests.split()
+        command += [f"tests/{tests[0]}", *tests[1:]]
+        try:
+            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300,
+                                  env=os.environ | {"A2D_DEMO_CACHE": folder}, check=False)
+        except subprocess.TimeoutExpired:
+            return "(hangs)"
+        found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", done.stdout, re.M)
+        return found[1].replace("|", "/") if found else "" if done.returncode == 0 else done.stdout
+
+
+def main(words):
+    chosen = [f for f in FAULTS if not words or any(word in f[0] for word in words)]
+    unnoticed, began = 0, time.monotonic()
+    print("| fault | in | noticed by |\n|---|---|---|")
+    for fault in chosen:
+        test = notices(*fault)
+        unnoticed += not test
+        shown = "**its text is gone**" if test is None else f"`{test}`" if test else "**nothing**"
+        print(f"| {fault[0]} | {fault[1]} | {shown} |", flush=True)
+    print(f"\n{len(chosen) - unnoticed} of {len(chosen)} faults noticed, "
+          f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    return int(unnoticed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
