@@ -597,7 +597,6 @@ class ReportAugment:
         draws = draw(len(frames), generator, sizes, self.size, self.without, self.extra)
         return self.apply(frames, draws, labels, label_maps, sizes)
 
-    @torch.no_grad()
     def apply(self, frames, draws, labels=None, label_maps=None, sizes=None):
         """The same by given draws; row i of the output depends on row i of the arguments alone."""
         sizes, d = _sizes(frames, sizes), draws
@@ -640,10 +639,9 @@ class ReportAugment:
         rows = {name: next(shipped) for name in rows}
         values = {name: [next(shipped)] for name in values}
         recount = self.labels == "visible" and labels is not None and label_maps is not None
-        with torch.autocast(frames.device.type, enabled=False):
-            images, recounted = self.pixels(
-                frames, label_maps, table, next(shipped, None), mean, std, fill, rows, values, size,
-                labels.shape[1] if recount else 0)
+        images, recounted = self.pixels(
+            frames, label_maps, table, next(shipped, None), mean, std, fill, rows, values, size,
+            labels.shape[1] if recount else 0)
         return images, recounted if recount else labels
 
 
@@ -662,7 +660,6 @@ class EvalTransform:
         self.size, self.fit, self.interpolation = size, fit, interpolation
         self.constants = [torch.as_tensor(v, dtype=torch.float32) for v in (mean, std, FILL)]
 
-    @torch.no_grad()
     def __call__(self, frames, sizes=None):
         """(B, 3, H, W) uint8, sizes as in `warp` -> (B, 3, size, size) float32 normalised.
 

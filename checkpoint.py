@@ -227,7 +227,10 @@ class World:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._arrived)
         if self.size > 1:
-            self.store, *_ = next(dist.rendezvous("env://"))
+            store, *_ = next(dist.rendezvous("env://"))
+            # torch 2.14 would find the addresses of before a restart in it, and wait for ever
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self.store = dist.PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=self.store, rank=self.rank, world_size=self.size,

@@ -731,7 +731,7 @@ def read_safetensors(path):
 def read_weights(path):
     """The state dict in a safetensors or PyTorch file, which is read as data: no code in it runs.
 
-    Unwrapped as often as it takes: what is under "state_dict" or "model"; "module." or
+    Unwrapped as often as it takes: what is under "average", "state_dict" or "model"; "module." or
     "_orig_mod." where every key has it.
     returns  that, and what it was unwrapped from: {} or, say, a checkpoint of train.py
     raises   WeightsError
@@ -756,10 +756,11 @@ def read_weights(path):
         raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
     whole = state if isinstance(state, dict) else {}
     while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
-        inner = state.get("state_dict", state.get("model"))
+        inner = [state.get(key) for key in ("average", "state_dict", "model")]
+        inner = [part for part in inner if isinstance(part, dict)]
         prefixes = [p for p in ("module.", "_orig_mod.") if all(k.startswith(p) for k in state)]
-        if isinstance(inner, dict):
-            state = inner
+        if inner:
+            state = inner[0]
         elif prefixes:
             state = {key.removeprefix(prefixes[0]): value for key, value in state.items()}
         elif all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -382,6 +382,7 @@ def test_draw_probabilities_are_the_stated_ones():
     kind = (d.motion[:, None] == kernels).flatten(2).all(2).long().argmax(1)
     coins = [d.flip[:, 0], d.degrees[:, 0] != 0, d.holes > 0, d.vflip, d.transpose, d.sharpen]
     spare = ((d.scale[:, 0] * 570).round() - 223).long()  # crop columns to choose from
+    alpha = -d.edge[:, 0, 0]
     free = 224 - (d.scale[:, 0] * 320).round()  # rows to pad
     position = (d.crop[:, 0, 1].double() + 0.5) / spare.clamp(min=1)
     cases = [
@@ -392,7 +393,8 @@ def test_draw_probabilities_are_the_stated_ones():
         *((((v - low) / (high - low) * 20).long(), [1 / 20] * 20) for v, low, high in (
             (d.scale[:, 0], 0.5, 2), (d.degrees[:, 0][d.degrees[:, 0] != 0], -10, 10),
             (d.shift[:, 0], -10, 10), (d.shift[:, 1], -20, 20), (d.shift[:, 2], -20, 20),
-            (d.contrast[:, 0], 0.8, 1.2), (d.contrast[:, 1], -0.2, 0.2))),
+            (d.contrast[:, 0], 0.8, 1.2), (d.contrast[:, 1], -0.2, 0.2), (alpha, 0.2, 0.5),
+            ((d.edge[:, 1, 1] - 1) / alpha - 7, 0.5, 1.0))),
         *((d.corners[:, k, axis], [1 / 217] * 217) for k in (0, 4) for axis in (0, 1)),
         ((position[spare > 100] * 4).long(), [1 / 4] * 4),
         *((d.pad[:, 0, 0][free == n], [1 / (n + 1)] * (n + 1)) for n in (1, 3)),
@@ -400,7 +402,7 @@ def test_draw_probabilities_are_the_stated_ones():
     for i, (values, probabilities) in enumerate(cases):
         counts = torch.bincount(values, minlength=len(probabilities)).double()
         assert len(counts) == len(probabilities), i
-        assert p_value(counts, probabilities) > 1e-4, i  # fixed seed; 32 cases
+        assert p_value(counts, probabilities) > 1e-4, i  # fixed seed; 34 cases
     joint = torch.bincount(4 * d.tone + d.blur, minlength=16).double()  # independent of each other
     assert p_value(joint, torch.outer(*[torch.tensor(sixths)] * 2).flatten()) > 1e-4
 

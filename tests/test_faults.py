@@ -189,17 +189,20 @@ def test_f2_forty_random_kills_end_with_the_same_bits(scenes, whole, tmp_path):
 # ------------------------------------------------------------ F10 to F16: network, disks, signals
 
 
-def test_f10_a_run_without_downloads_connects_to_nothing(scenes, tmp_path):
+def test_f10_a_demo_run_connects_to_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path))
+
     def connected():
         raise AssertionError("a connection")
 
-    def plant():
+    def child():
         for name in ("connect", "connect_ex"):
             before(socket.socket, name, connected)
+        flags = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --dry-run"
+        return train.main(flags.split())
 
-    code, text = trained(scenes, tmp_path / "run", plant=plant)
-    assert code == 0, text
-
+    code = ended(fork(child, tmp_path / "log"))
+    assert code == 0, (tmp_path / "log").read_text()
 
 
 def limited_disk(size):
@@ -588,7 +591,9 @@ def test_f32_one_signal_stops_all_ranks(scenes, tmp_path):
     os.kill(processes[1], signal.SIGTERM)
     assert codes() == [143, 143]
     checkpoint.load(out / "last.pt")
-    assert "Traceback" not in logs(f"{out}.log", 2)
+    text = logs(f"{out}.log", 2)
+    assert text.count("train.py: SIGTERM") == 2 and "another process" not in text  # the same step
+    assert "Traceback" not in text
 
 
 @pytest.mark.parametrize("guilty", [0, 1])
@@ -617,9 +622,33 @@ def test_f31_torchrun(scenes, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] == 3
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True,
-                          text=True, timeout=120, check=False)  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0 and "holds a run already" in done.stderr
+
+
+@pytest.mark.slow
+def test_f32_torchrun_restarts_after_a_kill(scenes, tmp_path):
+    """One rank is killed twice; --max-restarts with --resume ends with the same bits."""
+    flags = [*FLAGS, "--data", str(scenes), "--epochs", "30"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+              "--max-restarts", "3", str(ROOT / "train.py")]  # fmt: skip
+    for name in ("whole", "run"):
+        out, killed = tmp_path / name, set()
+        with open(tmp_path / "log", "w") as file:
+            process = subprocess.Popen([*launch, *flags, "--out", str(out), "--resume"],
+                                       stdout=file, stderr=file)  # fmt: skip
+            while process.poll() is None:
+                log = checkpoint.read_log(out / "log.jsonl")
+                found = sorted(decoding(process.pid))
+                if name == "run" and len(killed) < 2 and len(log) > 9 * (1 + len(killed)):
+                    victim = found[len(killed)]
+                    os.kill(victim, signal.SIGKILL)
+                    killed.add(victim)
+                    time.sleep(3)
+                time.sleep(0.01)
+        assert process.returncode == 0, (tmp_path / "log").read_text()
+        assert len(killed) == (2 if name == "run" else 0)
+    assert same(weights(tmp_path / "whole/last.pt"), weights(tmp_path / "run/last.pt"))
 
 
 # ------------------------------------------------------------------------ F33: other surroundings

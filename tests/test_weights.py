@@ -136,6 +136,11 @@ def test_a_checkpoint_of_ours_says_what_it_is(tmp_path):
     assert torch.equal(net(x), theirs.eval()(x))
     given = create_model("efficientnet_b0", weights=str(tmp_path / "best.pt"), flavour="tf")
     assert given.config["flavour"] == "tf"
+    other = create_model("efficientnet_b0", 43, flavour="torchvision")  # what training went on with
+    state |= {"average": state["model"], "model": other.state_dict()}
+    torch.save(state, tmp_path / "best.pt")
+    net = create_model("efficientnet_b0", weights=str(tmp_path / "best.pt")).eval()
+    assert torch.equal(net(x), theirs(x))  # the weights that were scored
 
 
 @pytest.mark.parametrize("naming", ["torchvision", "timm", "lukemelas", "ours"])
