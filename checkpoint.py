@@ -224,9 +224,10 @@ class World:
             for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
         )
         self.cuda, self.signal, self.polled = cuda, None, False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._arrived)
+        signals = (signal.SIGINT, signal.SIGTERM)
         if self.size > 1:
+            for number in signals:  # nothing is to be saved, and torch waits without Python
+                signal.signal(number, signal.SIG_DFL)
             store, *_ = next(dist.rendezvous("env://"))
             # torch 2.14 would find the addresses of before a restart in it, and wait for ever
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -235,6 +236,8 @@ class World:
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=self.store, rank=self.rank, world_size=self.size,
             )  # fmt: skip
+        for number in signals:
+            signal.signal(number, self._arrived)
 
     def _arrived(self, number, frame):
         # torchrun passes on a Ctrl-C that its children got from the terminal already
@@ -320,7 +323,8 @@ class World:
 
         returns  None: not a broken connection; 5: without a word, or out of reach
         """
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        broken = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if self.size == 1 or not broken:
             return None
         with suppress(RuntimeError):
             self.store.wait(["ended"], timedelta(seconds=5))

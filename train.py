@@ -521,10 +521,13 @@ def report_augment(args, inputs):
 def preview(args, dataset, inputs):
     """--preview: four training frames through every op and through whole draws."""
     frames = data.collate([dataset[i] for i in data.order(len(dataset), args.seed, 0)[:4]])
-    augment.preview(
-        args.preview, frames.frames, report_augment(args, inputs), frames.labels,
-        frames.label_maps, frames.sizes, dataset.class_names, args.seed,
-    )  # fmt: skip
+    try:
+        augment.preview(
+            args.preview, frames.frames, report_augment(args, inputs), frames.labels,
+            frames.label_maps, frames.sizes, dataset.class_names, args.seed,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:  # no such folder, no such format
+        raise data.DataError(f"--preview {args.preview}: {error} – name a .png file") from None
     print(f"written: {args.preview}")
 
 
@@ -675,15 +678,21 @@ def train(args, world):
     if not whole:
         raise OSError(f"{args.out}/last.pt: the last epoch is not in it – make room, then --resume")
 
+    report_best(run, validation, view, args, world)
+
+
+def report_best(run, validation, view, args, world):
+    """Score best.pt, print the table, write report.csv and curves.png."""
     state = world.first(run and checkpoint.load(run.folder / "best.pt"))
     probabilities = predict(restore(state, args.device), validation, view, args, world)
     if not run:
         return
-    report = score(probabilities, validation.labels, names, state["threshold"])
+    report = score(probabilities, validation.labels, state["class_names"], state["threshold"])
     metrics.write_report_csv(run.folder / "report.csv", report)
     print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
     print(metrics.format_report(report))
-    drawn = ", curves.png" * draw_curves(run.folder)
+    kept(draw_curves, run.folder)
+    drawn = ", curves.png" * (run.folder / "curves.png").exists()
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
 
 
@@ -697,12 +706,12 @@ def kept(write, what) -> bool:
     return True
 
 
-def draw_curves(folder) -> bool:
+def draw_curves(folder):
     """curves.png from log.jsonl, where matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        return
     log, figure = checkpoint.read_log(folder / "log.jsonl"), Figure((12, 3.4), layout="tight")
     scores = ("val_precision", "val_recall", "val_f1")
     panels = {"loss": ("loss", "val_loss"), "on validation": scores, "learning rate": ("lr",)}
@@ -712,7 +721,6 @@ def draw_curves(folder) -> bool:
         axes.set(title=title, xlabel="epoch")
         axes.legend()
     figure.savefig(folder / "curves.png", dpi=120)
-    return True
 
 
 def log_row(epoch, row, report) -> dict:
@@ -730,7 +738,12 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     if args.device.startswith("cuda"):
         torch.cuda.set_device(args.device)
-    world = checkpoint.World(args.device.startswith("cuda"))
+    try:
+        world = checkpoint.World(args.device.startswith("cuda"))
+    except ValueError as error:  # some of torchrun's variables, not all
+        return fail(2, f"{error} – start with torchrun, or without WORLD_SIZE")
+    except RuntimeError as error:
+        return fail(5, f"the other processes cannot be reached: {str(error).partition('. ')[0]}")
     if world.rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
         warnings.simplefilter("ignore")

@@ -561,6 +561,8 @@ def bad_inputs(tmp_path, scenes, trained):
         "damaged checkpoint": ([*tree, "--evaluate", str(tmp_path / "damaged.pt")], "sha256"),
         "redraw": ([*own, "--empty", "redraw"], "label maps"),
         "split": ([*evaluate, *tree, "--split", "test"], "list/test.txt"),
+        "preview folder": ([*tree, "--preview", str(tmp_path / "gone/a.png")], "--preview"),
+        "preview format": ([*tree, "--preview", str(tmp_path / "a.xyz")], "unknown file extension"),
         "evaluate out": ([*evaluate, *tree, "--out", str(tmp_path / "file/x")], "--out"),
     }
 
