@@ -171,7 +171,7 @@ FAULTS = [
      'if "Original Traceback" in text:', "if False:", "test_train.py -k vanishes"),
     ("a damaged image ends the check", "data.py",
      "except Exception as error:  # Pillow", "except OSError as error:  # Pillow",
-     "test_data.py -k broken"),
+     "test_data.py -k damaged_bytes"),
     ("a short batch dropped", "data.py",
      "for group in groups]", "for group in groups if len(group) == span]",
      "test_faults.py -k f27"),

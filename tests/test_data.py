@@ -160,6 +160,25 @@ def test_every_broken_image_is_listed_in_one_message(tmp_path):
     assert "not an image" in text["page.jpg"]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_damaged_bytes_are_an_image_or_a_data_error(kind):
+    """Pillow raises more than OSError on them: SyntaxError for a PNG."""
+    buffer, rng = io.BytesIO(), np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(buffer, kind)
+    whole, outcomes = buffer.getvalue(), set()
+    for _ in range(300):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, min(len(whole), 120), 3)
+        damaged[places] = rng.integers(0, 256, 3)
+        try:
+            outcomes.add(data.decode(io.BytesIO(damaged.tobytes())).shape[2])
+        except data.DataError as error:
+            outcomes.add("refused")
+            assert "\n" not in str(error)
+    assert "refused" in outcomes
+
+
 def test_size_limit_is_inclusive(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "MAX_PIXELS", 24)
     assert data.decode(picture(tmp_path / "a.png", (6, 4))).shape == (4, 6, 3)

@@ -281,16 +281,20 @@ def decoding(parent):
 def test_f16_no_worker_outlives_the_run(scenes, tmp_path, how):
     if not Path("/proc/self/stat").exists():
         pytest.skip("needs /proc")
-    out = tmp_path / "run"
+    out, asleep = tmp_path / "run", tmp_path / "asleep"
 
     def child():
         if "SIGINT" in how:  # the first one never gets to a poll
             checkpoint.World.poll = lambda self, due=False: due
+        else:  # idle workers, which look after their parent every 5 s only
+            before(train.Loss, "forward", lambda: (asleep.touch(), time.sleep(60)), call=5)
         flags = ["--workers", "2", "--cache", "off", "--epochs", "100000", "--t-max", "9"]
         return train.main([*FLAGS, "--data", str(scenes), "--out", str(out), *flags])
 
     process = fork(child, tmp_path / "log")
-    while not (out / "best.pt").exists() or len(workers := decoding(process)) < 2:
+    while not (asleep if how == "SIGKILL" else out / "best.pt").exists() or len(
+        workers := decoding(process)
+    ) < 2:
         time.sleep(0.01)
     if how == "SIGKILL":
         os.kill(process, signal.SIGKILL)
