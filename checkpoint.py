@@ -1,4 +1,5 @@
-"""Run folders and checkpoints that survive a kill at any moment.
+"""Files of weights: our checkpoints and run folders, which survive a kill at any moment, and what
+others WEIGHTS. And the processes of a run, which stop together.
 
 A checkpoint is torch's own zip file of plain types and tensors (torch.load reads it), with a sha256
 of all bytes before it as the archive's comment. It is written to a temporary name, synced, and
@@ -9,21 +10,28 @@ renamed; the folder is synced after. torch.load alone notices 2 of 200 flipped b
     runs/<name>/best.pt       best validation F1 so far: weights, classes, threshold; no optimizer
 """
 
+import errno
 import hashlib
+import http.client
 import io
 import json
+import math
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
 import struct
 import subprocess
+import sys
+import urllib.request
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -93,6 +101,239 @@ def load(path) -> dict:
     if not isinstance(state, dict) or "config" not in state:
         raise CheckpointError(f"{path}: no checkpoint of train.py – {advice}")
     return state
+
+
+# ------------------------------------------------------------------------------ published weights
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or used; the message is one line."""
+
+
+class Weights(NamedTuple):
+    """One published file. It was trained on RGB in [0, 1], minus mean, over std."""
+
+    url: str
+    sha256: str  # whole, or the 8 digits of the name; "": what the host's lfs pointer says
+    naming: str
+    flavour: str | None
+    size: int  # pixels, in the published evaluation; likewise:
+    crop: float  # size over the length to which the shorter side was resized before cropping
+    interpolation: str
+    mean: tuple
+    std: tuple
+    top1: float  # percent, on ImageNet's validation images, as published; NaN: not published
+    licence: str  # of the repository that publishes the file
+    classes: int = 1000  # 1001: the first is the background
+
+
+NORM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std of ImageNet
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [0, 1] becomes [-1, 1]
+TV = "https://download.pytorch.org/models/"
+GITHUB = "https://github.com/"
+TIMM = GITHUB + "huggingface/pytorch-image-models/releases/download/v0.1-"
+LUKE = GITHUB + "lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
+BSD, APACHE = "BSD-3-Clause", "Apache-2.0"
+WEIGHTS = {  # (arch, tag); the first of an arch is its "imagenet", and its input that from scratch
+    ("resnet34", "torchvision"): Weights(TV + "resnet34-b627a593.pth",
+        "b627a593", "torchvision", None, 224, 224 / 256, "bilinear", *NORM, 73.314, BSD),
+    ("resnet34", "a1"): Weights(TIMM + "rsb-weights/resnet34_a1_0-46f8f793.pth",
+        "46f8f793", "timm", None, 224, 0.95, "bicubic", *NORM, 76.42, APACHE),
+    ("seresnext101", "cadene"): Weights(GITHUB + "Project-MONAI/MONAI-extra-test-data/releases/"
+        "download/0.8.1/se_resnext101_32x4d-3b2fe3d8.pth",  # a copy; data.lip6.fr is often down
+        "3b2fe3d8acb8de7d5976c4baf518f24a0237509272a69366e816682d3e57b989",
+        "cadene", "cadene", 224, 0.875, "bilinear", *NORM, 80.236, BSD),
+    ("seresnext101", "timm"): Weights(TIMM + "weights/legacy_se_resnext101_32x4d-37725eac.pth",
+        "37725eac", "cadene", "cadene", 224, 0.875, "bilinear", *NORM, 80.274, APACHE),
+    ("seresnext101", "gluon"): Weights(GITHUB + "rwightman/pytorch-pretrained-gluonresnet/releases/"
+        "download/v0.1/gluon_seresnext101_32x4d-cf52900d.pth",
+        "cf52900d", "timm", "gluon", 224, 0.875, "bicubic", *NORM, 80.886, APACHE),
+    ("pnasnet5large", "cadene"): Weights(TIMM + "cadene/pnasnet5large-bf079911.pth",
+        "bf079911", "cadene", None, 331, 0.875, "bilinear", *HALF, 82.736, BSD, 1001),
+    ("pnasnet5large", "timm"): Weights(
+        "https://huggingface.co/timm/pnasnet5large.tf_in1k/resolve/main/model.safetensors",
+        "", "timm", None, 331, 0.911, "bicubic", *HALF, 82.814, APACHE),
+    ("efficientnet_b0", "torchvision"): Weights(TV + "efficientnet_b0_rwightman-7f5810bc.pth",
+        "7f5810bc", "torchvision", "torchvision", 224, 224 / 256, "bicubic", *NORM, 77.692, BSD),
+    ("efficientnet_b1", "torchvision"): Weights(TV + "efficientnet_b1_rwightman-bac287d4.pth",
+        "bac287d4", "torchvision", "torchvision", 240, 240 / 256, "bicubic", *NORM, 78.642, BSD),
+    ("efficientnet_b1", "v2"): Weights(TV + "efficientnet_b1-c27df63c.pth",
+        "c27df63c", "torchvision", "torchvision", 240, 240 / 255, "bilinear", *NORM, 79.838, BSD),
+    ("efficientnet_b2", "torchvision"): Weights(TV + "efficientnet_b2_rwightman-c35c1473.pth",
+        "c35c1473", "torchvision", "torchvision", 288, 1.0, "bicubic", *NORM, 80.608, BSD),
+    ("efficientnet_b3", "torchvision"): Weights(TV + "efficientnet_b3_rwightman-b3899882.pth",
+        "b3899882", "torchvision", "torchvision", 300, 300 / 320, "bicubic", *NORM, 82.008, BSD),
+    ("efficientnet_b4", "torchvision"): Weights(TV + "efficientnet_b4_rwightman-23ab8bcd.pth",
+        "23ab8bcd", "torchvision", "torchvision", 380, 380 / 384, "bicubic", *NORM, 83.384, BSD),
+    ("efficientnet_b5", "torchvision"): Weights(TV + "efficientnet_b5_lukemelas-1a07897c.pth",
+        "1a07897c", "torchvision", "torchvision", 456, 1.0, "bicubic", *NORM, 83.444, BSD),
+    ("efficientnet_b6", "torchvision"): Weights(TV + "efficientnet_b6_lukemelas-24a108a5.pth",
+        "24a108a5", "torchvision", "torchvision", 528, 1.0, "bicubic", *NORM, 84.008, BSD),
+    ("efficientnet_b7", "lukemelas"): Weights(LUKE + "efficientnet-b7-dcc49843.pth",
+        "dcc49843", "lukemelas", "tf", 600, 0.949, "bicubic", *NORM, 84.4, APACHE),
+    ("efficientnet_b7", "advprop"): Weights(LUKE + "adv-efficientnet-b7-4652b6dd.pth",
+        "4652b6dd", "lukemelas", "tf", 600, 0.949, "bicubic", *HALF, math.nan, APACHE),
+    ("efficientnet_b7", "aa"): Weights(TIMM + "weights/tf_efficientnet_b7_aa-076e3472.pth",
+        "076e3472", "timm", "tf", 600, 0.949, "bicubic", *NORM, 84.424, APACHE),
+    ("efficientnet_b7", "ra"): Weights(TIMM + "weights/tf_efficientnet_b7_ra-6c08e654.pth",
+        "6c08e654", "timm", "tf", 600, 0.949, "bicubic", *NORM, 84.926, APACHE),
+    ("efficientnet_b7", "ap"): Weights(TIMM + "weights/tf_efficientnet_b7_ap-ddb28fec.pth",
+        "ddb28fec", "timm", "tf", 600, 0.949, "bicubic", *HALF, 85.132, APACHE),
+    ("efficientnet_b7", "ns"): Weights(TIMM + "weights/tf_efficientnet_b7_ns-1dbc32de.pth",
+        "1dbc32de", "timm", "tf", 600, 0.949, "bicubic", *NORM, 86.85, APACHE),
+    ("efficientnet_b7", "torchvision"): Weights(TV + "efficientnet_b7_lukemelas-c5b4e57e.pth",
+        "c5b4e57e0da1a10bb4f8a5b410dd3b7b6e7461f9b757209be29409707c3d87dd",
+        "torchvision", "torchvision", 600, 1.0, "bicubic", *NORM, 84.122, BSD),
+}  # fmt: skip
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES["I64"] = torch.int64  # BN's num_batches_tracked
+
+
+def read_safetensors(path):
+    """Tensors of a file of u64 length, JSON {name: {dtype, shape, data_offsets}} of it, raw data.
+
+    raises  ValueError, KeyError or TypeError unless the tensors have their shapes and tile the data
+    """
+
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(file.read(length), object_pairs_hook=unique)
+        data = bytearray(file.read())
+    header.pop("__metadata__", None)
+    tensors, position = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+        begin, end = entry["data_offsets"]
+        if not all(n > 0 for n in (*shape, end)) or begin != position:
+            raise ValueError(f"{name}: shape {shape} at {begin}..{end}, expected at {position}")
+        count, position = math.prod(shape), end
+        if end > len(data) or end - begin != count * dtype.itemsize:
+            raise ValueError(f"{name}: shape {shape} at {begin}..{end} of {len(data)} bytes")
+        tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=begin).view(shape)
+    if position != len(data):
+        raise ValueError(f"{len(data) - position} bytes after the last tensor")
+    return tensors
+
+
+def read_weights(path):
+    """The state dict in a safetensors or PyTorch file, which is read as data: no code in it runs.
+
+    Unwrapped as often as it takes: what is under "average", "state_dict" or "model"; "module." or
+    "_orig_mod." where every key has it.
+    returns  that, and what it was unwrapped from: {} or, say, a checkpoint of train.py
+    raises   WeightsError
+    """
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise WeightsError(f"{path}: a web page, not weights; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: a git-lfs pointer, not weights; run git lfs pull")
+    try:
+        if start[8:9] == b"{":
+            state = read_safetensors(path)
+        else:
+            with open(path, "rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged and hostile files make parsers raise anything
+        reason = " ".join(f"{type(error).__name__} {error}".partition(". ")[0].split())[:160]
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it would call {found[1]}, and weights are read as tensors only"
+        raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
+    whole = state if isinstance(state, dict) else {}
+    while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
+        inner = [state.get(key) for key in ("average", "state_dict", "model")]
+        inner = [part for part in inner if isinstance(part, dict)]
+        prefixes = [p for p in ("module.", "_orig_mod.") if all(k.startswith(p) for k in state)]
+        if inner:
+            state = inner[0]
+        elif prefixes:
+            state = {key.removeprefix(prefixes[0]): value for key, value in state.items()}
+        elif all(isinstance(value, torch.Tensor) for value in state.values()):
+            return state, whole
+        else:
+            break
+    raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
+
+
+TIMEOUT = 30  # seconds without a byte, after which a download is given up
+
+
+def download(url, sha256, path):
+    """url to path, by torch.hub: under a temporary name until its hash is found right."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub itself would wait for ever
+    try:
+        if not sha256:
+            with urllib.request.urlopen(url.replace("/resolve/", "/raw/")) as pointer:
+                sha256 = re.search(r"oid sha256:(\w{64})|$", pointer.read(999).decode())[1]
+            if not sha256:
+                raise ValueError("the host states no sha256")
+        print(f"downloading {url} to {path}")
+        torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def find_weights(arch, weights):
+    """(path, record or None, tag, sha256) of "imagenet", a tag of WEIGHTS, or a file.
+
+    The first two are downloaded into torch's hub cache if need be; a file is looked up by its hash.
+    raises  WeightsError
+    """
+
+    def cached(arch, tag):
+        name = WEIGHTS[arch, tag].url.rpartition("/")[2]
+        name = f"{arch}-{tag}.safetensors" if name == "model.safetensors" else name
+        return os.path.join(torch.hub.get_dir(), "checkpoints", name)
+
+    tags = [tag for a, tag in WEIGHTS if a == arch]
+    tag = tags[0] if weights == "imagenet" and tags else weights
+    path = cached(arch, tag) if tag in tags else weights
+    if tag in tags and not os.path.exists(path):
+        url, sha256 = WEIGHTS[arch, tag].url, WEIGHTS[arch, tag].sha256
+        try:
+            download(url, sha256, path)
+        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            raise WeightsError(
+                f"{arch} {tag}: cannot download {url}: {' '.join(str(error).split())}; expected "
+                f"sha256 {sha256 or 'stated there'}; get it otherwise and pass --weights FILE"
+            ) from error
+    if not os.path.isfile(path):
+        raise WeightsError(
+            f"weights {path}: no such file; published for {arch}: {', '.join(tags) or 'none'}"
+        )
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    for (a, t), record in WEIGHTS.items():
+        right = record.sha256 and digest.startswith(record.sha256)
+        if right and a != arch:
+            raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
+        if right:
+            return path, record, t, digest
+        if record.sha256 and os.path.basename(path) == os.path.basename(cached(a, t)):
+            raise WeightsError(
+                f"{path}: damaged or misnamed: its sha256 is {digest}, of the published file "
+                f"{record.sha256}; delete it and get it again"
+            )
+    return path, WEIGHTS.get((arch, tag)), tag if tag in tags else "unlisted file", digest
+
+
+# ------------------------------------------------------------------------------------ run folders
 
 
 class Run:
@@ -202,6 +443,9 @@ def environment() -> dict:
         "git": commit or "unknown",
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
     }
+
+
+# ------------------------------------------------------------------------------ processes, signals
 
 
 class Interrupted(KeyboardInterrupt):

@@ -763,7 +763,7 @@ def run(args, world) -> int:
         last = Path(args.out or ".") / "last.pt"
         kept = f"; {last} is whole, and --resume continues from it" if last.exists() else ""
         return fail(128 + error.args[0], f"{signal.Signals(error.args[0]).name}{kept}")
-    except (data.DataError, model.WeightsError, checkpoint.CheckpointError) as error:
+    except (data.DataError, checkpoint.WeightsError, checkpoint.CheckpointError) as error:
         text = str(error)
         if "Original Traceback" in text:  # raised in a worker, which sends all of it as the message
             text = text.strip().rpartition("DataError: ")[2]

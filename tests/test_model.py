@@ -24,6 +24,7 @@ import torchvision
 from torch import nn
 
 import model
+from checkpoint import NORM
 from model import COEFFICIENTS, create_model, load_weights
 
 timm = pytest.importorskip("timm")
@@ -520,7 +521,7 @@ def test_options_are_checked_and_rebuild_the_net():
     again = create_model(**net.config)
     assert again.config == net.config and str(again) == str(net)
     assert net.input_config == {
-        "size": 224, "mean": model.NORM[0], "std": model.NORM[1], "interpolation": "bicubic"
+        "size": 224, "mean": NORM[0], "std": NORM[1], "interpolation": "bicubic"
     }  # fmt: skip
     for arguments, listed in (
         ({"arch": "resnet"}, "resnet34"),

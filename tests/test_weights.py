@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -24,8 +25,10 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+import checkpoint
 import model
-from model import COEFFICIENTS, WEIGHTS, WeightsError, create_model, load_weights, read_weights
+from checkpoint import HALF, WEIGHTS, Weights, WeightsError, read_weights
+from model import COEFFICIENTS, create_model, load_weights
 
 
 @pytest.fixture
@@ -232,7 +235,11 @@ def test_an_error_lists_what_is_wrong_and_changes_nothing():
         "1 not finite (blocks.4.bn.bias",
     ):
         assert part in said
+    assert said.endswith("check --arch")
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    infinite = {key: value * math.inf for key, value in before.items()}
+    said = refused(load_weights, net, infinite, "ours", "file.pth", says="not finite")
+    assert said.endswith("get another file")
     with pytest.raises(ValueError, match="tiny has ours"):
         load_weights(net, state, "timm")
 
@@ -437,7 +444,7 @@ def publish(monkeypatch, arch, tag, url, sha256):
     monkeypatch.setitem(
         WEIGHTS,
         (arch, tag),
-        model.Weights(url, sha256, "ours", None, 48, 1.0, "bicubic", *model.HALF, 1.0, "CC0-1.0"),
+        Weights(url, sha256, "ours", None, 48, 1.0, "bicubic", *HALF, 1.0, "CC0-1.0"),
     )
 
 
@@ -546,7 +553,7 @@ def test_a_download_is_checked_cached_and_made_once(
 def test_a_failed_download_leaves_nothing(page, says, server, published, cache, monkeypatch):
     (url, pages, _), (content, sha256) = server, published
     pages["/tiny.pth"] = page(content)
-    monkeypatch.setattr(model, "TIMEOUT", 2)
+    monkeypatch.setattr(checkpoint, "TIMEOUT", 2)
     publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
     said = refused(create_model, "tiny", 5, "mish", "imagenet", says=says)
     assert f"{url}/tiny.pth" in said and sha256 in said and "--weights FILE" in said
