@@ -24,7 +24,7 @@ import struct
 import sys
 from collections import namedtuple
 from functools import cache
-from itertools import combinations
+from itertools import chain, combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -221,47 +221,42 @@ def _levels(x):
     return x.to(torch.int16).to(torch.uint8)
 
 
-def _sample(frames, m, size, fill, turned, covered, box=(0, 0)):
+def _warp(frames, table, size, fill):
     """fill + w (bilinear(frame, q) - fill), rounded; w falls from 1 to 0 over the rectangle's rim.
 
-    frames     (n, 3, h, w) uint8, cut out of the whole frames at box = (top, left)
-    turned     False: no sample rotates; covered: no output pixel lies outside the rectangle
+    table (B, 22), fill (3,) float32 on the frames' device
+    returns    (B, 3, size, size) uint8
     """
     h, w = frames.shape[2:]
+    out = frames.new_empty(len(frames), 3, size, size)
     x = torch.arange(size, dtype=torch.float32, device=frames.device)
     y = x[:, None]
-    if turned:
-        ux = (m.cos * x + (m.px - m.pad_left)) - m.sin * y  # (n, S, S)
-        uy = (m.sin * x + (m.py - m.pad_top)) + m.cos * y
-    else:
-        ux, uy = x - m.pad_left, y - m.pad_top  # (S,), (S, 1)
-    grid = ux.new_empty(len(frames), 2, size, size)  # float32: half would move by 0.07 pixel
-    grid[:, 0] = ux.clamp(m.lo_x, m.hi_x) * (m.mx * 2 / w) + ((m.nx + 0.5 - box[1]) * 2 / w - 1)
-    grid[:, 1] = uy.clamp(m.lo_y, m.hi_y) * (m.my * 2 / h) + ((m.ny + 0.5 - box[0]) * 2 / h - 1)
-    out = F.grid_sample(frames.float(), grid.permute(0, 2, 3, 1), "bilinear", "border",
-                        align_corners=False)
-    if not covered:
-        wx = torch.minimum(ux + 1, m.rect_w - ux).clamp_(0, 1)
-        wy = torch.minimum(uy + 1, m.rect_h - uy).clamp_(0, 1)
-        out = torch.lerp(fill, out, (wx * wy).view(-1, 1, size, size))
-    return _levels(out.add_(0.5))  # (n, 3, S, S)
-
-
-def _warp(frames, table, size, fill):
-    """The image's part of `warp`: table (B, 22), fill (3, 1, 1) float32 on the frames' device."""
-    batch, _, height, width = frames.shape
-    out = frames.new_empty(batch, 3, size, size)
-    for part, m in _chunks(table, torch.float32, 12 * height * width):
-        if _whole(frames.device):
-            out[part] = _sample(frames[part], m, size, fill, True, False)
-            continue
-        x = sorted((m.lo_x * m.mx + m.nx, m.hi_x * m.mx + m.nx))  # widens only what is seen
-        left, right = max(int(x[0]), 0), min(int(x[1]) + 2, int(m.width))
-        top = max(int(m.lo_y * m.my + m.ny), 0)
-        bottom = min(int(m.hi_y * m.my + m.ny) + 2, int(m.height))
-        covered = m.sin == 0 and m.rect_w == size == m.rect_h
-        out[part] = _sample(frames[part, :, top:bottom, left:right], m, size, fill, m.sin != 0,
-                            covered, (top, left))
+    for part, m in _chunks(table, torch.float32, 12 * h * w):
+        seen, turned, covered = frames[part], True, False
+        if not _whole(frames.device):  # widens only what is seen, spares what changes nothing
+            x0, x1 = sorted((m.lo_x * m.mx + m.nx, m.hi_x * m.mx + m.nx))
+            left, right = max(int(x0), 0), min(int(x1) + 2, int(m.width))
+            top = max(int(m.lo_y * m.my + m.ny), 0)
+            bottom = min(int(m.hi_y * m.my + m.ny) + 2, int(m.height))
+            seen, m = seen[..., top:bottom, left:right], m._replace(nx=m.nx - left, ny=m.ny - top)
+            turned = m.sin != 0
+            covered = not turned and m.rect_w == size == m.rect_h
+        h, w = seen.shape[2:]
+        if turned:
+            ux = (m.cos * x + (m.px - m.pad_left)) - m.sin * y  # (n, S, S)
+            uy = (m.sin * x + (m.py - m.pad_top)) + m.cos * y
+        else:
+            ux, uy = x - m.pad_left, y - m.pad_top  # (S,), (S, 1)
+        grid = ux.new_empty(len(seen), 2, size, size)  # float32: half would move by 0.07 pixel
+        grid[:, 0] = ux.clamp(m.lo_x, m.hi_x) * (m.mx * 2 / w) + ((m.nx + 0.5) * 2 / w - 1)
+        grid[:, 1] = uy.clamp(m.lo_y, m.hi_y) * (m.my * 2 / h) + ((m.ny + 0.5) * 2 / h - 1)
+        warped = F.grid_sample(seen.float(), grid.permute(0, 2, 3, 1), "bilinear", "border",
+                               align_corners=False)  # (n, 3, S, S)
+        if not covered:
+            wx = torch.minimum(ux + 1, m.rect_w - ux).clamp_(0, 1)
+            wy = torch.minimum(uy + 1, m.rect_h - uy).clamp_(0, 1)
+            warped = torch.lerp(fill.view(3, 1, 1), warped, (wx * wy).view(-1, 1, size, size))
+        out[part] = _levels(warped.add_(0.5))
     return out
 
 
@@ -326,7 +321,7 @@ def warp(frames, scale, crop, pad, degrees, flip, size=224, fill=FILL, label_map
     table = plan(_sizes(frames, sizes), *parameters, size, frames.device)
     table, fill = _ship([table, torch.tensor(fill, dtype=torch.float32)], frames.device)
     maps = None if label_maps is None else _warp_labels(label_maps, table, size)[0]
-    return _warp(frames, table[:, 0], size, fill.view(3, 1, 1)), maps
+    return _warp(frames, table[:, 0], size, fill), maps
 
 
 def visible(label_maps, num_classes):
@@ -376,14 +371,6 @@ def brightness_contrast(x, contrast):
     return tone(x, contrast_table(contrast).to(x.device))
 
 
-def _hue_weights(device):
-    """(3, 360) float32: w of red, green, blue at hue h - 30; by sixth from red: f 1 1 1-f 0 0."""
-    level = (torch.arange(360, device=device) + 150) % 180
-    f = (level.float() * (1 / 30)).remainder_(1)  # position in the sixth, rounded as in OpenCV
-    k = (level // 30 + 5 - 2 * torch.arange(3, device=device)[:, None]) % 6
-    return (k == 0) * f + ((k == 1) | (k == 2)) + (k == 3) * (1 - f)
-
-
 def hue_saturation_value(x, shift):
     """H' = floor((H + dh) mod 180), S' = floor(clip(S + ds)), V' = floor(clip(V + dv)).
 
@@ -406,9 +393,13 @@ def hue_saturation_value(x, shift):
 
     s = saturation.add_(ds).clamp_(0, 255).mul_(1 / 255)
     v = (value + dv).clamp_(0, 255).mul_(1 / 255)
+    level = (torch.arange(360, device=x.device) + 150) % 180
+    f = (level.float() * (1 / 30)).remainder_(1)  # position in the sixth, rounded as in OpenCV
+    k = (level // 30 + 5 - 2 * torch.arange(3, device=x.device)[:, None]) % 6
+    weights = (k == 0) * f + ((k == 1) | (k == 2)) + (k == 3) * (1 - f)  # (3, 360)
     out = torch.empty_like(x)
-    for channel, weights in enumerate(_hue_weights(x.device)):  # channel = v (1 - s w)
-        w = weights.index_select(0, hue).view(value.shape)
+    for channel in range(3):  # v (1 - s w); w of red by sixths of the hue: f 1 1 1-f 0 0
+        w = weights[channel].index_select(0, hue).view(value.shape)
         out[:, channel] = _levels(w.mul_(s).neg_().add_(1).mul_(v).mul_(255))
     return out
 
@@ -482,7 +473,7 @@ def normalize(x, mean, std):
 
 # ----------------------------------------------------------------------------- the whole thing
 
-STAGES = {  # in the order in which they happen, between geometry and normalise
+STAGES = {  # between geometry and normalise
     "vflip": lambda x: x.flip(2), "transpose": lambda x: x.mT.clone(), "tone": tone,
     "hsv": hue_saturation_value, "gaussian": gaussian_blur, "motion": motion_blur,
     "median": median_blur, "sharpen": sharpen, "dropout": coarse_dropout,
@@ -525,36 +516,27 @@ def _known(**given):
             raise ValueError(f"{option}={' '.join(unknown)}: choose from {' '.join(choices)}")
 
 
-def _subset(x, rows, op, *parameters):
-    """x[rows] = op(x[rows], *parameters) in place; rows (n,) int64 on x's device."""
-    if _whole(x.device):
-        if len(rows):
-            x.index_copy_(0, rows, op(x.index_select(0, rows), *parameters))
-        return
-    for j, i in enumerate(rows.tolist()):
-        x[i] = op(x[i : i + 1], *(p[j : j + 1] for p in parameters))[0]
-
-
-def _pixels(frames, label_maps, table, straight, mean, std, fill, rows, values, size, classes):
-    """The device's part. table (B, T, 22) plans; rows, values: each stage's samples, parameters.
+def _pixels(frames, label_maps, table, straight, mean, std, fill, stages, size, classes):
+    """The device's part. table (B, T, 22) plans; stages {name in STAGES: [rows, parameters...]}.
 
     straight   (1, 22) plan that changes nothing: rotate in a second interpolation; None: at once
     classes    width of the labels to recount, 0 for none
     returns    (B, 3, size, size) float32, (B, classes) float32 or None
     """
-    maps, fill = None, fill.view(3, 1, 1)
-    if classes or table.shape[1] > 1:
-        maps, table = _warp_labels(label_maps, table, size)
-    else:
-        table = table[:, 0]
+    read = classes or table.shape[1] > 1
+    maps, table = _warp_labels(label_maps, table, size) if read else (None, table[:, 0])
     if straight is None:
         x = _warp(frames, table, size, fill)
     else:  # the first four fields are the rotation
         straight = straight.expand(len(table), -1)
         x = _warp(frames, torch.cat((straight[:, :4], table[:, 4:]), 1), size, fill)
         x = _warp(x, torch.cat((table[:, :4], straight[:, 4:]), 1), size, fill)
-    for name, op in STAGES.items():
-        _subset(x, rows[name], op, *values.get(name, ()))
+    for name, (rows, *parameters) in stages.items():
+        if not _whole(x.device):
+            for j, i in enumerate(rows.tolist()):
+                x[i] = STAGES[name](x[i : i + 1], *(p[j : j + 1] for p in parameters))[0]
+        elif len(rows):
+            x.index_copy_(0, rows, STAGES[name](x.index_select(0, rows), *parameters))
     return normalize(x, mean, std), visible(maps, classes) if classes else None
 
 
@@ -607,40 +589,42 @@ class ReportAugment:
                 label_maps.dtype != torch.uint8 or label_maps.shape != frames[:, 0].shape):
             raise ValueError(f"label_maps are uint8 {tuple(frames[:, 0].shape)}, got "
                              f"{label_maps.dtype} {tuple(label_maps.shape)}")
+        if labels is not None and (
+                labels.dtype != torch.float32 or labels.ndim != 2 or len(labels) != len(frames)):
+            raise ValueError(f"labels are float32 ({len(frames)}, classes), a row per frame, got "
+                             f"{labels.dtype} {tuple(labels.shape)}")
         geometry = [v[:, :tries] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)]
         table = plan(sizes, *geometry, size, frames.device)
         straight = []
         if self.exact:
-            one, none = torch.ones_like(d.scale[:1, :1]), torch.zeros_like(d.crop[:1, :1])
-            square = torch.full_like(sizes[:1], size)
+            square, one, none = torch.full((1, 2), size), torch.ones(1, 1), torch.zeros(1, 1, 2)
             straight = [plan(square, one, none, none, 0 * one, 0 * one, size, frames.device)[0]]
 
-        rows = {name: torch.nonzero(mask)[:, 0] for name, mask in {
-            "gamma": d.tone == 1, "hsv": d.tone == 2, "brightness": d.tone == 3,
-            "gaussian": d.blur == 1, "motion": d.blur == 2, "median": d.blur == 3,
-            "dropout": d.holes > 0,
-            "vflip": d.vflip, "transpose": d.transpose, "sharpen": d.sharpen}.items()}
-        if self.compile:  # a lone row twice: no graph of its own for that length
-            rows = {name: r.repeat(2) if len(r) == 1 else r for name, r in rows.items()}
-        tables = gamma_table(d.gamma[rows["gamma"]]), contrast_table(d.contrast[rows["brightness"]])
-        rows["tone"] = torch.cat((rows.pop("gamma"), rows.pop("brightness")))
-        corners = d.corners[rows["dropout"]]
-        spare = torch.arange(HOLES) >= d.holes[rows["dropout"], None]  # repeats the first hole
-        values = {
-            "tone": torch.cat(tables),
-            "hsv": d.shift[rows["hsv"]],
-            "motion": d.motion[rows["motion"]],
-            "sharpen": d.edge[rows["sharpen"]],
-            "dropout": torch.where(spare[..., None], corners[:, :1], corners),
+        def those(mask):  # compiled: a lone row twice, no graph of its own for that length
+            rows = torch.nonzero(mask)[:, 0]
+            return rows.repeat(2) if self.compile and len(rows) == 1 else rows
+
+        gamma, hsv, brightness = (those(d.tone == i) for i in (1, 2, 3))
+        gaussian, motion, median = (those(d.blur == i) for i in (1, 2, 3))
+        sharpen, dropout = those(d.sharpen), those(d.holes > 0)
+        tables = gamma_table(d.gamma[gamma]), contrast_table(d.contrast[brightness])
+        corners = d.corners[dropout]
+        spare = torch.arange(HOLES) >= d.holes[dropout, None]  # repeats the first hole
+        stages = {
+            "vflip": [those(d.vflip)], "transpose": [those(d.transpose)],
+            "tone": [torch.cat((gamma, brightness)), torch.cat(tables)],
+            "hsv": [hsv, d.shift[hsv]],
+            "gaussian": [gaussian], "motion": [motion, d.motion[motion]], "median": [median],
+            "sharpen": [sharpen, d.edge[sharpen]],
+            "dropout": [dropout, torch.where(spare[..., None], corners[:, :1], corners)],
         }
-        shipped = iter(_ship([*self.constants, table, *rows.values(), *values.values(), *straight],
+        shipped = iter(_ship([*self.constants, table, *chain(*stages.values()), *straight],
                              frames.device))
         mean, std, fill, table = (next(shipped) for _ in range(4))
-        rows = {name: next(shipped) for name in rows}
-        values = {name: [next(shipped)] for name in values}
+        stages = {name: [next(shipped) for _ in part] for name, part in stages.items()}
         recount = self.labels == "visible" and labels is not None and label_maps is not None
         images, recounted = self.pixels(
-            frames, label_maps, table, next(shipped, None), mean, std, fill, rows, values, size,
+            frames, label_maps, table, next(shipped, None), mean, std, fill, stages, size,
             labels.shape[1] if recount else 0)
         return images, recounted if recount else labels
 
@@ -719,8 +703,8 @@ def preview(path, frames, transform, labels=None, label_maps=None, sizes=None, c
             if labels is not None:
                 present = torch.nonzero(shown[j])[:, 0].tolist()
                 present = [class_names[c] if class_names else str(c) for c in present]
-                pen.multiline_text((left, top + side), "\n".join(present) or "none", "black",
-                                   spacing=1)
+                caption = "\n".join(present) or "no label left"
+                pen.multiline_text((left, top + side), caption, "black", spacing=1)
     sheet.save(path)
 
 

@@ -13,6 +13,7 @@ differs  The work is not the same everywhere. torchvision has no motion or media
 """
 
 import argparse
+import os
 import random
 import statistics
 import time
@@ -151,6 +152,7 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would ask the network for news
     smooth = torch.rand(args.batch, 3, 40, 72).mul(255)
     frames = F.interpolate(smooth, (320, 570), mode="bicubic").clamp(0, 255).to(torch.uint8)
     contenders = {}
