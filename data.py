@@ -156,22 +156,22 @@ class Frames(Dataset):
     labels       (N, C) float32 0/1 of the whole frame, or None where images are unlabelled
     [i]          (i, frame (3, H, W) uint8, labels (C,) or None, label map (H, W) uint8 or None)
 
-    keep=True holds every decoded frame in memory (uint8: A2D's training list is 2.6 GB, its label
-    maps 0.9 GB), so that later epochs decode nothing.
+    keep="cpu" or a GPU holds every decoded frame there (uint8: A2D's training list is 2.6 GB, its
+    label maps 0.9 GB), so that later epochs decode nothing.
     """
 
-    def __init__(self, class_names, names, paths, where, labels=None, map_paths=None, keep=False,
+    def __init__(self, class_names, names, paths, where, labels=None, map_paths=None, keep=None,
                  problems=()):
         self.class_names, self.names, self.labels = list(class_names), names, labels
         self.paths, self.map_paths, self.where = paths, map_paths, where  # where: "file:line"
-        self.kept = [None] * len(paths) if keep else None
+        self.kept, self.keep = [None] * len(paths) if keep else None, keep
         self._check(list(problems))
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, i):
-        frame, label_map, _ = self._read(i) if self.kept is None else self.kept[i]
+        frame, label_map = self._read(i)[:2] if self.kept is None else self.kept[i]
         return i, frame, None if self.labels is None else self.labels[i], label_map
 
     def _read(self, i):
@@ -233,7 +233,7 @@ class Frames(Dataset):
             except DataError as error:
                 return error.problems, [], 0
             if self.kept is not None:
-                self.kept[i] = frame, label_map, unknown
+                self.kept[i] = [t if t is None else t.to(self.keep) for t in (frame, label_map)]
             present = [] if label_map is None else np.unique(label_map.numpy()).tolist()
             return (), [c for c in present if c != NONE], unknown
 
@@ -290,7 +290,7 @@ class A2D(Frames):
             `Annotations/mat/….mat` where there is no `col` file
     """
 
-    def __init__(self, root, split="train", keep=False):
+    def __init__(self, root, split="train", keep=None):
         found = find_a2d(root)
         if found is None:
             raise DataError(f"{root}: no A2D tree – it must hold pngs320H/ and Annotations/")
@@ -370,7 +370,7 @@ class CSVDataset(Frames):
     split=None takes every row.
     """
 
-    def __init__(self, path, split=None, classes=None, keep=False):
+    def __init__(self, path, split=None, classes=None, keep=None):
         path, problems = Path(path), []
         rows = _csv_rows(path, problems)
         names_file = path.parent / "classes.txt"
@@ -450,7 +450,7 @@ def _csv_rows(path, problems) -> list[_Row]:
 class ImageFolder(Frames):
     """Images without labels: every picture below a folder, by extension, sorted; or one file."""
 
-    def __init__(self, path, class_names=(), keep=False):
+    def __init__(self, path, class_names=(), keep=None):
         path = Path(path)
         files = [path] if path.is_file() else sorted(path.rglob("*"))
         files = [file for file in files if file.suffix.lower() in EXTENSIONS and not file.is_dir()]
@@ -468,7 +468,7 @@ def _demo(spec):
     return demo.cached(*(int(n) for n in match.groups() if n))
 
 
-def load(spec, splits=("train", "val"), classes=None, keep=False) -> dict[str, Frames]:
+def load(spec, splits=("train", "val"), classes=None, keep=None) -> dict[str, Frames]:
     """Open what `--data` names: "demo", an A2D tree, a `.csv`, or a folder of images (split "all").
 
     classes  a checkpoint's class names: A2D's must equal them, a CSV is read with them
@@ -517,16 +517,19 @@ def collate(samples) -> Batch:
     index, frames, labels, maps = zip(*samples, strict=True)
     sizes = torch.tensor([frame.shape[1:] for frame in frames])  # (B, 2)
     height, width = sizes.amax(0).tolist()
-    padded = torch.zeros(len(frames), 3, height, width, dtype=torch.uint8)
-    padded_maps = None
-    if maps[0] is not None:
-        padded_maps = torch.full((len(frames), height, width), NONE, dtype=torch.uint8)
-    for i, (h, w) in enumerate(sizes.tolist()):
-        padded[i, :, :h, :w] = frames[i]
-        if padded_maps is not None:
-            padded_maps[i, :h, :w] = maps[i]
+
+    def padded(tensors, fill):
+        whole = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], height, width), fill)
+        for part, tensor, (h, w) in zip(whole, tensors, sizes.tolist(), strict=True):
+            if whole.is_cpu:  # torch would wake its threads for each frame: 2 to 4 ms a batch of 32
+                part.numpy()[..., :h, :w] = tensor.numpy()
+            else:
+                part[..., :h, :w] = tensor
+        return whole
+
     labels = None if labels[0] is None else torch.stack(labels)
-    return Batch(torch.tensor(index), padded, sizes, labels, padded_maps)
+    maps = None if maps[0] is None else padded(maps, NONE)
+    return Batch(torch.tensor(index), padded(frames, 0), sizes, labels, maps)
 
 
 def _worker(_):
@@ -589,17 +592,17 @@ def describe(sets: dict[str, Frames]) -> str:
     return "\n".join(lines)
 
 
-def write_page(path, dataset, indices, captions, columns=6):
-    """A picture: frames of the data set side by side, each above its lines of (text, colour)."""
+def write_page(path, pictures, captions, columns=6):
+    """An image file of (H, W, 3) uint8 pictures, each above its lines of (text, colour)."""
     width, height, line = 288, 164, 12  # pixels of a cell's picture, of a line of text
     lines = max(len(caption) for caption in captions)
     cell = height + line * lines + 8
-    sheet = Image.new("RGB", (width * columns, cell * -(-len(indices) // columns)), "white")
+    sheet = Image.new("RGB", (width * columns, cell * -(-len(pictures) // columns)), "white")
     pen = ImageDraw.Draw(sheet)
-    for k, (i, caption) in enumerate(zip(indices, captions, strict=True)):
+    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = k % columns * width, k // columns * cell
-        frame = Image.fromarray(dataset[i][1].permute(1, 2, 0).numpy())
-        sheet.paste(ImageOps.contain(frame, (width - 8, height - 4)), (x + 4, y + 4))
+        picture = ImageOps.contain(Image.fromarray(picture), (width - 8, height - 4))
+        sheet.paste(picture, (x + 4, y + 4))
         for n, (text, colour) in enumerate(caption):
             pen.text((x + 4, y + height + n * line), text, colour, font=ImageFont.load_default())
     sheet.save(path)

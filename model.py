@@ -672,6 +672,20 @@ def create_model(
     return net
 
 
+def class_activation(net, images, c):
+    """Grad-CAM (Selvaraju et al. 2017, eq. 1, 2): what speaks for class c, in evaluation mode.
+
+    (B, 3, H, W) -> (B, 1, h, w) on the map before the global pool, at least 0, at most 1 in each
+    """
+    net.eval()
+    with torch.no_grad():
+        maps = net.feature_map(images)  # (B, F, h, w)
+    logits = net.head(net.pool(maps.requires_grad_()))  # (B, C)
+    (gradient,) = torch.autograd.grad(logits[:, c].sum(), maps)
+    heat = (gradient.mean((2, 3), keepdim=True) * maps.detach()).sum(1, keepdim=True).relu()
+    return heat / heat.amax((2, 3), keepdim=True).clamp(min=1e-9)
+
+
 @torch.no_grad()
 def set_prior_bias(net, frequency):
     """Sets the last bias to logit(frequency), to start from the prior (Lin et al. 2017, 4.1).

@@ -20,17 +20,21 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-# Threads that spin while they wait take the cores from those they wait for: with one other process
-# busy on two cores, an epoch of `--arch tiny` took 34 to 48 s, and takes 2 s. Read as torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that spin for long while they wait take the cores from those they wait for. A step of
+# `--arch resnet34` at batch 32 on two cores, with another process busy: 1.1 s with libgomp's own
+# spin count, 0.7 s with this one; undisturbed 0.34 s with either. Read as torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms.functional import center_crop
 
 import augment
 import checkpoint
@@ -39,11 +43,11 @@ import metrics
 import model
 
 # What the report trained with; flags override. It does not say for how many epochs: here 20 in the
-# cosine phase "to get near" and 80 in the step phase, whose last milestone is 75.
+# cosine phase "to get near", a fifth, and 80 in the step phase, whose last milestone is 75.
 REPORT = {
     "head": "mish", "weights": "imagenet", "image_size": 224, "augment": "report", "cache": "off",
     "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-5,
-    "schedule": "two-stage", "t_max": 150, "cosine_epochs": 20, "epochs": 100,
+    "schedule": "two-stage", "t_max": 150, "epochs": 100,
     "milestones": [5, 10, 20, 40, 75],
 }  # fmt: skip
 RECIPES = {
@@ -59,10 +63,11 @@ DEMO = {
     "epochs": 2,
 }  # fmt: skip
 DEMO_RECIPES = {"tiny": {"lr": 4e-3, "epochs": 30}}
+PARTS = ("data", "augment", "forward", "backward", "optimizer")  # of a step, as they are timed
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
 SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
 # between a run and its resume
-FREE_TO_CHANGE = {"resume", "override", "out", "workers", "cache", "device"}
+FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "blend"}
 
 
 class Diverged(RuntimeError):
@@ -114,8 +119,9 @@ def parse_args(argv=None):
         "frames into the square, as the course did, or pad them")
     add("--labels", choices=["visible", "frame"], default="visible", help="of a crop: the actors "
         "still in it, where label maps exist, or the whole frame's")
-    add("--workers", type=int, metavar="N", help="decoding processes [up to 8; 0 with --cache ram]")
-    add("--cache", choices=["off", "ram"], help="keep decoded frames: A2D takes 4.4 GB [off]")
+    add("--workers", type=int, metavar="N", help="decoding processes [up to 8; 0 with --cache]")
+    add("--cache", choices=["off", "ram", "device"], help="keep decoded frames, A2D's take 4.4 GB, "
+        "in the computer's memory or the GPU's [off]")
 
     add = group("augmentation")
     add("--augment", choices=["report", "none"], help="the report's, or evaluation's view [report]")
@@ -132,10 +138,9 @@ def parse_args(argv=None):
     add("--head-lr", type=float, metavar="LR", help="learning rate of the head [--lr]")
     add("--weight-decay", type=float, metavar="L2", help="decoupled with adamw [5e-5]")
     add("--schedule", choices=["cosine", "multistep", "two-stage"], help="two-stage: cosine, "
-        "then multistep from a tenth of --lr, in one run [two-stage]")
+        "for a fifth of the epochs, then multistep from a tenth of --lr [two-stage]")
     add("--t-max", type=int, metavar="STEPS", help="half the cosine's period in optimizer steps; "
         "0: as long as the cosine phase [150]")
-    add("--cosine-epochs", type=int, metavar="N", help="length of the first of two stages [20]")
     add("--milestones", type=int, nargs="+", metavar="EPOCH", help="of multistep, where the "
         "learning rate falls to a quarter [5 10 20 40 75]")
     add("--epochs", type=int, metavar="N", help="passes over the training frames [100]")
@@ -156,12 +161,18 @@ def parse_args(argv=None):
     add = group("run")
     add("--device", help="cpu, cuda, cuda:1 [cuda where there is one]")
     add("--out", metavar="DIR", help="run folder [runs/ARCH; evaluate-SPLIT beside a checkpoint]")
-    add("--resume", action="store_true", help="continue the run in the folder, if there is one")
-    add("--override", action="store_true", help="with --resume: accept other flags than the run's")
+    add("--resume", nargs="?", const="same", choices=["same", "override"], help="continue the run "
+        "in the folder, if there is one; override: with other flags than it had")
     add("--seed", type=int, default=0, help="of order, draws, dropout; epoch e uses seed + e, "
         "process r of torchrun + 10000 r for dropout")
-    add("--evaluate", nargs="+", metavar="FILE", help="score a checkpoint, or the mean of several")
+    add("--evaluate", nargs="+", metavar="FILE", help="score a checkpoint, or several and a blend")
+    add("--blend", default="mean", metavar="HOW", help="of several: mean, fit (weights for the "
+        "best F1 on these frames, kept in blend.json), or such a file")
+    add("--explain", nargs="+", metavar="CLASS", help="with --evaluate: what in a frame speaks for "
+        "these classes, in explain.png")
     add("--dry-run", action="store_true", help="one step, one validation batch, nothing is written")
+    add("--benchmark", nargs="?", type=int, const=5, default=0, metavar="STEPS", help="time this "
+        "many steps, and where timm is installed a plain program's with it; nothing is written")
     return resolve(parser, parser.parse_args(argv))
 
 
@@ -170,8 +181,10 @@ def resolve(parser, args):
     drawn = args.data.partition(":")[0] == "demo"
     recipe = REPORT | RECIPES.get(args.arch, {})
     recipe |= DEMO | DEMO_RECIPES.get(args.arch, {}) if drawn else {}
+    recipe |= {"augment": "report"} if "preview" in args else {}
     recipe["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, value in {**recipe, "out": None, "evaluate": None, "preview": None}.items():
+    unset = dict.fromkeys(["out", "resume", "evaluate", "explain", "preview"])
+    for name, value in {**recipe, **unset}.items():
         vars(args).setdefault(name, value)
     on_cuda = args.device.startswith("cuda")
     args.ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -179,14 +192,14 @@ def resolve(parser, args):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     vars(args).setdefault("amp", "fp16" if on_cuda else "off")
     vars(args).setdefault("head_lr", args.lr)
-    vars(args).setdefault("workers", 0 if args.cache == "ram" else min(8, os.cpu_count() or 1))
+    vars(args).setdefault("workers", 0 if args.cache != "off" else min(8, os.cpu_count() or 1))
     args.out = args.out or (None if args.evaluate else f"runs/{args.arch}")
 
     rules = {
         "above 0": (lambda v: v > 0, "lr head_lr epochs batch_size accumulate"),
         "32 or more": (lambda v: v >= 32, "image_size"),
         "0 or more": (lambda v: v >= 0, "weight_decay t_max freeze_backbone clip_grad pos_weight "
-                                        "workers seed"),
+                                        "workers seed benchmark"),
         "in [0, 1]": (lambda v: 0 <= v <= 1, "dropout"),
         "in [0, 1)": (lambda v: 0 <= v < 1, "ema"),
     }  # fmt: skip
@@ -197,20 +210,21 @@ def resolve(parser, args):
         if not holds(vars(args)[name])
     ]
     report_ops = args.without or args.extra or args.empty != "keep"
-    two_stage = args.schedule == "two-stage"
+    only = [f"--{n.replace('_', '-')}" for n in ("evaluate", "preview", "dry_run", "benchmark",
+                                                 "resume") if vars(args)[n]]  # fmt: skip
     conflicts = [
         (not re.fullmatch(r"cpu|cuda(:\d+)?", args.device), "--device: is cpu, cuda or cuda:N"),
         (on_cuda and not torch.cuda.is_available(), f"--device {args.device}: no CUDA here"),
         (args.head == "linear" and args.dropout != 0.5, "--dropout belongs to --head mish"),
         (args.augment == "none" and report_ops, "--without, --with, --empty need --augment report"),
         (args.augment == "none" and args.preview, "--preview shows --augment report, not none"),
-        (two_stage and not 0 < args.cosine_epochs < args.epochs,
-         f"--cosine-epochs {args.cosine_epochs}: must lie between 0 and --epochs {args.epochs}"),
         (0 < args.epochs <= args.freeze_backbone, "--freeze-backbone: leaves no epoch for it"),
         (args.sync_bn and not (on_cuda and args.ranks > 1), "--sync-bn: for torchrun on GPUs"),
-        (args.override and not args.resume, "--override goes with --resume"),
-        (args.evaluate and (args.resume or args.dry_run or args.preview),
-         "--evaluate goes without --resume, --dry-run and --preview"),
+        (args.cache == "device" and args.workers, "--workers: --cache device decodes in no other"),
+        (args.benchmark and args.ranks > 1, "--benchmark: times one process"),
+        (args.explain and not args.evaluate, "--explain goes with --evaluate"),
+        (len(args.evaluate or ()) < 2 and args.blend != "mean", "--blend: of several checkpoints"),
+        (len(only) > 1, f"{' and '.join(only)}: choose one"),
     ]  # fmt: skip
     wrong += [text for wrongly, text in conflicts if wrongly]
     if wrong:
@@ -227,11 +241,11 @@ def lr_factor(args, step: int, steps_per_epoch: int) -> float:
     cosine     f + (1 - f)(1 + cos(pi step / t_max)) / 2, f = eta_min / lr: CosineAnnealingLR in
                closed form. It rises again after t_max steps; the report stepped it per batch
     multistep  0.25 ^ (milestones passed), in epochs
-    two-stage  cosine for cosine_epochs, then 0.1 x multistep, counted from there. Differs: the
-               report ran both trainings by hand, and names one schedule made of two as future work
+    two-stage  cosine for a fifth of the epochs, then 0.1 x multistep, counted from there. Differs:
+               the report ran both by hand, and names one schedule made of two as future work
     """
     epoch, start = step // steps_per_epoch, 1.0
-    cosine_epochs = args.cosine_epochs if args.schedule == "two-stage" else args.epochs
+    cosine_epochs = max(1, args.epochs // 5) if args.schedule == "two-stage" else args.epochs
     if args.schedule != "multistep" and epoch < cosine_epochs:
         floor, t_max = min(1, ETA_MIN / args.lr), args.t_max or cosine_epochs * steps_per_epoch
         return floor + (1 - floor) * (1 + math.cos(math.pi * step / t_max)) / 2
@@ -241,10 +255,11 @@ def lr_factor(args, step: int, steps_per_epoch: int) -> float:
 
 
 class Loss(nn.Module):
-    """Network and loss in one module, so that compilation covers both: (images, labels) -> loss.
+    """Network and loss in one module, so that compilation covers both.
 
-    The mean over B x C of BCE-with-logits, in float32 whatever autocast does around it. Without
-    pos_weight a Mish head fuses it into its own two kernels.
+    (images, labels) -> loss, the mean over B x C of BCE-with-logits, in float32 whatever autocast
+    does around it; logits (B, C), detached. Without pos_weight a Mish head fuses the loss into its
+    own two kernels.
     """
 
     def __init__(self, net, pos_weight=None):
@@ -255,9 +270,18 @@ class Loss(nn.Module):
     def forward(self, images, labels):
         features = self.net.forward_features(images)  # (B, F)
         if self.pos_weight is None and isinstance(self.net.head, model.MishHead):
-            return self.net.head.bce(features, labels)[0]
+            return self.net.head.bce(features, labels)
         logits = self.net.head(features).float()  # (B, C)
-        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.pos_weight)
+        loss = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=self.pos_weight)
+        return loss, logits.detach()
+
+
+def example_scores(logits, labels, cut):
+    """Means over a batch of the frames' precision, recall and F1 (0 / 0 = 0), (3,), no sync."""
+    predicted, true = logits >= cut, labels > 0.5  # (B, C)
+    hits, p, t = (x.sum(1) for x in (predicted & true, predicted, true))  # (B,)
+    ratios = hits / p.clamp(min=1), hits / t.clamp(min=1), 2 * hits / (p + t).clamp(min=1)
+    return torch.stack(ratios).mean(1)
 
 
 def seed_everything(seed: int):
@@ -272,25 +296,40 @@ def autocast(args):
     return torch.autocast(torch.device(args.device).type, dtype, enabled=args.amp != "off")
 
 
-def train_epoch(epoch, dataset, loss_of, optimizer, scaler, augmentation, ema, args, world):
-    """One pass over the training frames; `epoch` counts from 0. Returns a dict of floats.
+def batches(dataset, indices, args, world):
+    """This rank's, in pinned memory where they are still to go to a GPU."""
+    pin = args.device != "cpu" and args.cache != "device"
+    return data.batches(
+        dataset, indices, args.batch_size, args.workers, pin, world.rank, world.size
+    )
 
+
+def train_epoch(
+    epoch, dataset, loss_of, optimizer, scaler, augmentation, ema, threshold, progress, args, world
+):
+    """The first progress.steps steps of a pass over the training frames. Returns a dict of floats.
+
+    epoch      from 0
+    threshold  for the precision, recall and F1 on the augmented frames, as the network learns
     The gradient of a step is that of the mean loss over all frames of its window, K micro-batches
     on each rank: each weighs as many frames as it has, in the short last window too.
     raises  Diverged, within 10 s of the first loss that is not finite; Interrupted, after a step
     """
     n, B, K, R = len(dataset), args.batch_size, args.accumulate, world.size
-    steps_per_epoch = math.ceil(n / (B * K * R))
-    steps = 1 if args.dry_run else steps_per_epoch
+    steps_per_epoch, steps = math.ceil(n / (B * K * R)), progress.steps
     order, device = data.order(n, args.seed, epoch), torch.device(args.device)
-    loader = iter(data.batches(dataset, order, B, args.workers, device.type == "cuda",
-                               world.rank, R))  # fmt: skip
-    net = getattr(loss_of, "module", loss_of).net
+    loader = iter(batches(dataset, order, args, world))
+    net = loss_of.net
+    model.set_frozen(net, backbone=epoch < args.freeze_backbone, bn=args.freeze_bn)
+    net.train()
+    loss_of = world.parallel(loss_of)  # after the freezing: it waits for all that has a gradient
     parameters = [p for p in net.parameters() if p.requires_grad]
-    total, norms = torch.zeros(2, dtype=torch.float64, device=device)
-    first_bad, skipped, micro = torch.full((), steps, device=device), 0, 0
+    totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, precision, recall, F1
+    clip = args.clip_grad or math.inf
+    cut = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else threshold * math.inf
+    norms, skipped, first_bad, micro = *torch.zeros_like(totals[:2]), totals[0] + steps, 0
     seed_everything(args.seed + epoch + 10_000 * world.rank)
-    progress = Progress(f"epoch {epoch + 1}/{args.epochs}", steps, device)
+    progress.restart()
 
     # -------------------------------------------------------------- the optimizer step
     for step in range(steps):
@@ -299,68 +338,93 @@ def train_epoch(epoch, dataset, loss_of, optimizer, scaler, augmentation, ema, a
             group["lr"] = group["initial_lr"] * factor
         window = range(n)[step * B * K * R :][: B * K * R]  # positions in `order`
         for start in window[:: B * R]:
-            asked = time.monotonic()
             batch = data.to_device(next(loader), device)
-            progress.waited += time.monotonic() - asked
+            progress.mark("data")
             draws = augment.generator(args.seed, epoch, micro, world.rank)
             images, labels = augmentation(batch, draws)
+            del batch  # 47 MB of A2D's frames and label maps at batch 64
+            progress.mark("augment")
             with world.accumulating(loss_of, last=start + B * R > window[-1]):
                 with autocast(args):
-                    loss = loss_of(images, labels)
+                    loss, logits = loss_of(images, labels)
+                progress.mark("forward")
                 # ranks' gradients are averaged; a rank without a share has another's frame, and 0
                 share = len(range(n)[start : start + B * R][world.rank :: R])
                 scaler.scale(loss * (share * R / len(window))).backward()
-            total += loss.detach() * share
+            progress.mark("backward")
+            scores = example_scores(logits, labels, cut)
+            totals += share * torch.cat([loss.detach().view(1), scores]).double()
             first_bad = first_bad.minimum(torch.where(loss.isfinite(), steps, step))
             micro += 1
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, args.clip_grad or math.inf)
-        scale = scaler.get_scale()
-        scaler.step(optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if device.type == "cuda" or norm > clip:  # on a GPU, to look at it would be to wait for it
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        scaler.step(optimizer)  # but where fp16 gradients have overflowed, and norm is not finite
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        if scaler.get_scale() < scale:  # fp16 gradients overflowed: the scaler left out this step
-            skipped += 1
-        elif ema is not None:
+        if ema is not None and norm.isfinite():  # under --ema, the host waits for the device here
             ema.update_parameters(net)
+        skipped += ~norm.isfinite()
         norms += norm.nan_to_num(0, 0)
+        progress.mark("optimizer")
         # ---------------------------------------------------------- end of the step
         if world.poll(progress.due(step)):
             seen = min((step + 1) * B * K * R, n)
             bad = steps - int(world.reduce(steps - first_bad, "max"))
-            if bad < steps or skipped > max(10, (step + 1) / 10):
+            if bad < steps or scaler.is_enabled() and skipped > max(10, (step + 1) / 10):
                 lr = args.lr * lr_factor(args, epoch * steps_per_epoch + bad, steps_per_epoch)
                 names = [dataset.names[i] for i in order[bad * B * K * R :][: B * K * R]]
                 raise Diverged(
                     f"loss is not finite at epoch {epoch + 1} step {bad + 1}, lr {lr:.2g}, on "
                     f"{', '.join(names[:4])}{' …' * (len(names) > 4)}" if names else
-                    f"fp16 overflowed in {skipped} of {step + 1} steps of epoch {epoch + 1}"
+                    f"fp16 overflowed in {skipped:.0f} of {step + 1} steps of epoch {epoch + 1}"
                 )
-            row = {"loss": world.reduce(total.clone()).item() / seen, "lr": args.lr * factor,
-                   "gradient_norm": norms.item() / (step + 1), "skipped": float(skipped),
-                   **progress.summary(seen)}  # fmt: skip
+            means = (world.reduce(totals.clone()) / seen).tolist()
+            row = dict(zip(("loss", "precision", "recall", "f1"), means, strict=True))
+            row |= {"lr": args.lr * factor, "gradient_norm": norms.item() / (step + 1),
+                    "skipped": skipped.item(), **progress.summary(seen)}  # fmt: skip
             progress.show(step, row)
+        if args.benchmark and step == 0:
+            progress.restart(warm=seen)
     return row
 
 
 class Progress:
-    """Lines that read well in a log file: one every 10 s, on a terminal one renewed."""
+    """Lines that read well in a log file: one every 10 s, on a terminal one renewed.
 
-    def __init__(self, name, steps, device):
-        self.name, self.steps, self.device = name, steps, device
-        self.terminal, self.waited = sys.stdout.isatty(), 0.0
-        self.began = self.shown = time.monotonic()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    timed    to benchmark: wait for the GPU at every mark, which otherwise shows what the host waits
+    seconds  of each part of the step, since the last restart
+    """
+
+    def __init__(self, name, steps, device, timed=False):
+        self.name, self.steps, self.device, self.timed = name, steps, device, timed
+        self.terminal = sys.stdout.isatty()
+
+    def restart(self, warm=0):
+        """The clock starts, after `warm` frames."""
+        self.began = self.shown = self.marked = time.monotonic()
+        self.warm, self.seconds = warm, dict.fromkeys(PARTS, 0.0)
+        if not warm:
+            reset_peak_memory(self.device)
+
+    def mark(self, part):
+        """Here ends a part of the step."""
+        if self.timed and self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.monotonic()
+        self.seconds[part] += now - self.marked
+        self.marked = now
 
     def due(self, step):
         interval = 1 if self.terminal else 10  # seconds
-        return step + 1 == self.steps or time.monotonic() - self.shown > interval
+        done = step + 1 == self.steps or self.timed and step == 0
+        return done or time.monotonic() - self.shown > interval
 
     def summary(self, seen) -> dict:
         seconds = time.monotonic() - self.began
-        return {"seconds": seconds, "images_per_second": seen / seconds,
-                "data_wait": self.waited / seconds,
+        return {"seconds": seconds, "images_per_second": (seen - self.warm) / seconds,
+                "data_wait": self.seconds["data"] / seconds,
                 "memory_gb": peak_memory(self.device) / 1e9}  # fmt: skip
 
     def show(self, step, row):
@@ -388,6 +452,14 @@ def peak_memory(device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def reset_peak_memory(device):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # Linux alone can
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 # ------------------------------------------------------------------------------------ evaluation
 
 
@@ -397,14 +469,12 @@ def predict(net, dataset, view, args, world) -> torch.Tensor:
 
     Puts net in evaluation mode. Each rank scores every R-th frame, none of them twice.
     """
-    device, span = torch.device(args.device), args.batch_size * world.size
+    span = args.batch_size * world.size
     indices = range(len(dataset))[: span if args.dry_run else None]
     probabilities = torch.zeros(len(indices), net.config["num_classes"])
     net.eval()
-    loader = data.batches(dataset, indices, args.batch_size, args.workers, device.type == "cuda",
-                          world.rank, world.size)  # fmt: skip
-    for start, batch in zip(indices[::span], loader, strict=True):
-        images = view(batch.frames.to(device, non_blocking=True), batch.sizes)
+    for start, batch in zip(indices[::span], batches(dataset, indices, args, world), strict=True):
+        images = view(batch.frames.to(args.device, non_blocking=True), batch.sizes)
         with autocast(args):
             scores = net(images).float().cpu().sigmoid()  # (B, C)
         own = probabilities[start : start + span][world.rank :: world.size]
@@ -435,10 +505,15 @@ def evaluate(args, world):
     for path, state in zip(args.evaluate, states, strict=True):
         if state["class_names"] != names:
             raise checkpoint.CheckpointError(f"{path}: other classes than {args.evaluate[0]}")
+    if unknown := [name for name in args.explain or () if name not in names]:
+        raise data.DataError(f"--explain {' '.join(unknown)}: the classes are {', '.join(names)}")
     with world.in_turn():
-        sets = data.load(args.data, (args.split,), names, args.cache == "ram")
+        sets = data.load(args.data, (args.split,), names, cache_device(args))
     print(data.describe(sets))
     ((split, dataset),) = sets.items()
+    weights, threshold = read_blend(args, [state["threshold"] for state in states])
+    if args.blend == "fit" and dataset.labels is None:
+        raise data.DataError(f"--blend fit: {args.data} has no labels – fit on validation frames")
     folder = Path(args.out or Path(args.evaluate[0]).parent / f"evaluate-{split}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -446,32 +521,81 @@ def evaluate(args, world):
         raise data.DataError(f"{folder}: {error.strerror} – choose another --out") from None
     world.polled = True
 
-    members = []
-    for path, state in zip(args.evaluate, states, strict=True):
-        net = restore(state, args.device)
-        view = augment.EvalTransform(**state["input_config"], fit=state["args"]["fit"])
-        members.append(predict(net, dataset, view, args, world))
-        line = f"{path}: {state['config']['arch']}, epoch {state['epoch']}"
-        if dataset.labels is not None:
-            report = score(members[-1], dataset.labels, names, state["threshold"])
-            line += f", F1 {report['samples']['f1']:.3f} at its threshold {state['threshold']:.2f}"
-        print(line)
+    views = [augment.EvalTransform(**s["input_config"], fit=s["args"]["fit"]) for s in states]
+    members = torch.stack([
+        predict(restore(state, args.device), dataset, view, args, world)
+        for state, view in zip(states, views, strict=True)
+    ])  # fmt: skip
     if world.rank:
         return
-    probabilities = torch.stack(members).mean(0)  # (N, C)
-    threshold = sum(state["threshold"] for state in states) / len(states)
+    if args.blend == "fit":
+        weights = metrics.fit_blend(members, dataset.labels).tolist()
+    probabilities = torch.as_tensor(metrics.blend(members, weights))  # (N, C)
+    written, chosen_on = f"{folder}/predictions.csv, predictions.png", "validation in training"
+    if args.blend == "fit":
+        threshold, _ = metrics.best_threshold(probabilities, dataset.labels)
+        blend = {"weights": dict(zip(args.evaluate, weights, strict=True)), "threshold": threshold}
+        (folder / "blend.json").write_text(json.dumps(blend, indent=1) + "\n", encoding="utf-8")
+        written, chosen_on = f"{written}, blend.json", "these frames"
+    what = [f"{path} ({state['config']['arch']}, epoch {state['epoch']})"
+            for path, state in zip(args.evaluate, states, strict=True)]  # fmt: skip
+    rows = [*zip(what, weights, [s["threshold"] for s in states], members, strict=True)]
+    print_scores(rows + [("blend", 1, threshold, probabilities)][: len(states) - 1],
+                 dataset.labels, names)  # fmt: skip
+
     decided = metrics.decide(probabilities, threshold)
-    file = folder / "predictions.csv"
     metrics.write_predictions(
-        file, dataset.names, names, probabilities.tolist(), decided, dataset.labels
-    )
+        folder / "predictions.csv", dataset.names, names, probabilities.tolist(), decided,
+        dataset.labels,
+    )  # fmt: skip
+    write_page(folder / "predictions.png", dataset, names, probabilities, decided)
+    if args.explain:
+        explain(folder / "explain.png", restore(states[0], args.device), dataset, views[0],
+                [names.index(name) for name in args.explain], names, probabilities)  # fmt: skip
+        written += ", explain.png"
     if dataset.labels is not None:
-        report = score(probabilities, dataset.labels, names, threshold, "validation in training")
+        report = score(probabilities, dataset.labels, names, threshold, chosen_on)
         metrics.write_report_csv(folder / "report.csv", report)
         print(metrics.format_report(report))
-    write_page(folder / "predictions.png", dataset, names, probabilities, decided)
-    report = "" if dataset.labels is None else ", report.csv"
-    print(f"written: {folder}/predictions.csv, predictions.png{report}")
+        written += ", report.csv" + charts(folder, report)
+    print(f"written: {written}")
+
+
+def read_blend(args, thresholds):
+    """Weights (M,) of the checkpoints and a threshold: those of the mean, or of --blend's file.
+
+    raises  DataError: a file that cannot be read, is of other checkpoints, has no such weights
+    """
+    M = len(thresholds)
+    if args.blend in ("mean", "fit"):
+        return [1 / M] * M, sum(thresholds) / M
+    try:
+        blend = json.loads(Path(args.blend).read_text("utf-8"))
+        weights = [float(blend["weights"][path]) for path in args.evaluate]
+        if not (min(weights) >= 0 and math.isclose(sum(weights), 1, abs_tol=1e-6)):
+            raise ValueError(f"weights {weights} are not shares of 1")
+        return weights, float(blend["threshold"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise data.DataError(
+            f"{args.blend}: no blend of these checkpoints ({error}) – make one with --blend fit"
+        ) from None
+
+
+def print_scores(rows, labels, names):
+    """(what, weight, threshold, probabilities) of checkpoints and their blend, with scores in %."""
+    width = max(len(what) for what, *_ in rows)
+    scored = "" if labels is None else f"{'P':>8}{'R':>8}{'F1':>8}"
+    print(f"{'':<{width}}  weight  threshold{scored}")
+    for what, weight, threshold, probabilities in rows:
+        line = f"{what:<{width}}{weight:>8.2f}{threshold:>11.2f}"
+        if labels is not None:
+            samples = score(probabilities, labels, names, threshold)["samples"]
+            line += "".join(f"{100 * samples[key]:>8.1f}" for key in ("precision", "recall", "f1"))
+        print(line)
+
+
+def picture(dataset, i):
+    return dataset[i][1].permute(1, 2, 0).cpu().numpy()  # (H, W, 3) uint8
 
 
 def write_page(path, dataset, names, probabilities, decided, most=24):
@@ -488,7 +612,27 @@ def write_page(path, dataset, names, probabilities, decided, most=24):
         missed = [c for c in ranked if truth[c] and not decided[i][c]]
         lines += [(f"missed: {names[c]}", "gray") for c in missed]
         captions.append(lines[:4])
-    data.write_page(path, dataset, shown, captions)
+    data.write_page(path, [picture(dataset, i) for i in shown], captions)
+
+
+def explain(path, net, dataset, view, classes, names, probabilities, most=6):
+    """A page with a row a class: its most probable frames, and where in them the network saw it."""
+    pictures, captions, device = [], [], next(net.parameters()).device
+    for c in classes:
+        for i in probabilities[:, c].argsort(descending=True)[:most].tolist():
+            _, frame, labels, _ = dataset[i]
+            size = height, width = frame.shape[1:]
+            heat = model.class_activation(net, view(frame[None].to(device)), c)
+            heat = F.interpolate(heat, [view.size] * 2, mode="bilinear")
+            if view.fit == "letterbox":
+                heat = center_crop(heat, [max(1, n * view.size // max(size)) for n in size])
+            heat = F.interpolate(heat, size, mode="bilinear")[0, 0, :, :, None].cpu().numpy()
+            shade = 255 * np.concatenate([heat > -1, heat, 0 * heat], 2)  # from red to yellow
+            mixed = picture(dataset, i) * (1 - 0.6 * heat) + shade * 0.6 * heat
+            pictures.append(mixed.astype(np.uint8))
+            colour = "gray" if labels is None else "green" if labels[c] else "red"
+            captions.append([(f"{names[c]} {probabilities[i, c]:.0%}", colour)])
+    data.write_page(path, pictures, captions, most)
 
 
 def restore(state, device) -> nn.Module:
@@ -533,20 +677,23 @@ def preview(args, dataset, inputs):
 
 def make_optimizer(net, args):
     groups = model.parameter_groups(net, args.lr, args.head_lr, args.weight_decay)
-    if args.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=MOMENTUM)
-    else:
-        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer](groups)
+    kinds = {"sgd": partial(torch.optim.SGD, momentum=MOMENTUM), "adam": torch.optim.Adam,
+             "adamw": torch.optim.AdamW}  # fmt: skip
+    optimizer = kinds[args.optimizer](groups, fused=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def cache_device(args):
+    return {"off": None, "ram": "cpu", "device": args.device}[args.cache]
 
 
 def open_data(args, world):
     """(training, validation), checked."""
     small = args.dry_run and args.data == "demo"
     with world.in_turn():
-        sets = data.load("demo:64/16" if small else args.data, keep=args.cache == "ram")
+        sets = data.load("demo:64/16" if small else args.data, keep=cache_device(args))
     if "train" not in sets:
         raise data.DataError(f"{args.data}: images without labels – --evaluate can predict them")
     if args.empty == "redraw" and sets["train"].map_paths is None:
@@ -585,10 +732,10 @@ def open_model(args, saved, frequency, world):
 
 def train(args, world):
     run, saved = None, None
-    if world.rank == 0 and not (args.dry_run or args.preview):
+    if world.rank == 0 and not (args.dry_run or args.preview or args.benchmark):
         run = checkpoint.Run(args.out, args.resume)
         saved = run.saved
-        if saved and not args.override:
+        if saved and args.resume != "override":
             run.refuse_other_flags(vars(args), FREE_TO_CHANGE)
     saved = world.first(saved)
     machine = checkpoint.environment()
@@ -647,13 +794,20 @@ def train(args, world):
         run.save_last(state(0))
     if args.compile:
         loss_of.compile()
-    world.polled, whole = True, True
-    for epoch in range(first, args.epochs):
-        model.set_frozen(net, backbone=epoch < args.freeze_backbone, bn=args.freeze_bn)
-        net.train()
-        row = train_epoch(
-            epoch, training, world.parallel(loss_of), optimizer, scaler, augmentation, ema, args,
+    if args.benchmark:
+        from tests import bench_step
+
+        bench_step.compare(args, training, inputs, Progress, lambda progress: train_epoch(
+            0, training, loss_of, optimizer, scaler, augmentation, ema, threshold, progress, args,
             world,
+        ))  # fmt: skip
+        return
+    world.polled, whole, device = True, True, torch.device(args.device)
+    for epoch in range(first, args.epochs):
+        name = f"epoch {epoch + 1}/{args.epochs}"
+        row = train_epoch(
+            epoch, training, loss_of, optimizer, scaler, augmentation, ema, threshold,
+            Progress(name, 1 if args.dry_run else steps, device), args, world,
         )  # fmt: skip
         world.average_buffers(net)
         if ema is not None:
@@ -682,7 +836,7 @@ def train(args, world):
 
 
 def report_best(run, validation, view, args, world):
-    """Score best.pt, print the table, write report.csv and curves.png."""
+    """Score best.pt, print the table, write report.csv and the charts."""
     state = world.first(run and checkpoint.load(run.folder / "best.pt"))
     probabilities = predict(restore(state, args.device), validation, view, args, world)
     if not run:
@@ -691,9 +845,23 @@ def report_best(run, validation, view, args, world):
     metrics.write_report_csv(run.folder / "report.csv", report)
     print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
     print(metrics.format_report(report))
-    kept(draw_curves, run.folder)
-    drawn = ", curves.png" * (run.folder / "curves.png").exists()
+    drawn = charts(run.folder, report, run.folder / "log.jsonl")
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
+
+
+def charts(folder, report, log=None) -> str:
+    """Draws classes.png, and curves.png of a log, where matplotlib is installed; what to print."""
+    drawn = ", classes.png"
+    try:
+        metrics.draw_classes(report, folder / "classes.png")
+        if log and (rows := checkpoint.read_log(log)):
+            metrics.draw_curves(rows, folder / "curves.png")
+            drawn += ", curves.png"
+    except ImportError:
+        return "; pip install matplotlib for charts"
+    except OSError as error:
+        return f"; no charts: {error}"
+    return drawn
 
 
 def kept(write, what) -> bool:
@@ -704,23 +872,6 @@ def kept(write, what) -> bool:
         print(f"train.py: warning: {error}; training goes on without this file", file=sys.stderr)
         return False
     return True
-
-
-def draw_curves(folder):
-    """curves.png from log.jsonl, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    log, figure = checkpoint.read_log(folder / "log.jsonl"), Figure((12, 3.4), layout="tight")
-    scores = ("val_precision", "val_recall", "val_f1")
-    panels = {"loss": ("loss", "val_loss"), "on validation": scores, "learning rate": ("lr",)}
-    for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for key in keys:
-            axes.plot([row["epoch"] for row in log], [row[key] for row in log], ".-", label=key)
-        axes.set(title=title, xlabel="epoch")
-        axes.legend()
-    figure.savefig(folder / "curves.png", dpi=120)
 
 
 def log_row(epoch, row, report) -> dict:

@@ -258,7 +258,7 @@ def test_a2d_trees(tmp_path, kinds, lists, folder):
             file.write_bytes(b"damaged")
     train = {name: FRAMES[name] for name in (first[::-1] if lists else first)}
     check_read(data.A2D(tmp_path, "train"), train)
-    check_read(data.A2D(tmp_path, "val", keep=True), {name: FRAMES[name] for name in last})
+    check_read(data.A2D(tmp_path, "val", keep="cpu"), {name: FRAMES[name] for name in last})
     if lists:
         check_read(data.A2D(tmp_path, "test"), {name: FRAMES[name] for name in last})
     else:

@@ -467,13 +467,12 @@ def epoch_of_noise(world, n, batch, accumulate):
                              str(accumulate)])  # fmt: skip
     torch.manual_seed(0)
     net, dataset = model.create_model("tiny", 5, dropout=0), Noise(n)
-    model.set_frozen(net, bn=True)
-    net.train()
     view = augment.EvalTransform(32)
+    steps = -(-n // (batch * accumulate * world.size))
     row = train.train_epoch(
-        0, dataset, world.parallel(train.Loss(net)), train.make_optimizer(net, args),
+        0, dataset, train.Loss(net), train.make_optimizer(net, args),
         torch.amp.GradScaler("cpu", enabled=False), train.make_augmentation(args, {}, view), None,
-        args, world,
+        0.5, train.Progress("", steps, torch.device("cpu")), args, world,
     )  # fmt: skip
     return net.state_dict(), row["loss"], train.predict(net, dataset, view, args, world)
 

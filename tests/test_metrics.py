@@ -1,7 +1,10 @@
 """metrics.py against scikit-learn, a worked example, and sets and fractions counted one by one."""
 
 import csv
+import itertools
 import json
+import re
+import sys
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as peer
 import torch
+from PIL import Image
 
 import metrics
 
@@ -314,7 +318,7 @@ def test_best_threshold_is_the_first_of_the_exact_maxima():
     for seed in range(12):  # few images and coarse scores: maxima tie, with different summands
         scores = np.random.default_rng(seed).integers(0, 101, (6, 9)) / 100
         before = scores.copy()
-        target = random_labels(seed, 6, 9, 0.3)
+        target = random_labels(seed, 6, 9, 0.3 if seed % 2 else 0.05)  # 0.05: images without label
         exact = [by_sets(scores >= i / 100, target)[2] for i in range(1, 100)]
         best = exact.index(max(exact))
         assert metrics.best_threshold(scores, target) == ((best + 1) / 100, float(exact[best]))
@@ -327,6 +331,120 @@ def test_best_threshold_sees_equal_means_of_different_fractions_as_equal():
     scores = [[0.9, 0.9, 0.9, 0, 0.9, 0], [0.9, 0.3, 0, 0, 0, 0], [0.9, 0.3, 0.3, 0.9, 0.9, 0.3]]
     target = [[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
     assert metrics.best_threshold(scores, target) == (0.01, 25 / 36)
+
+
+def test_best_threshold_gives_the_f1_of_its_decisions_to_the_bit():
+    for scores, target in ((np.random.default_rng(seed).random((300, 43)),
+                            random_labels(seed + 9, 300, 43, 0.03)) for seed in range(3)):
+        threshold, f1 = metrics.best_threshold(scores, target)
+        pred = metrics.decide(scores, threshold)
+        assert metrics.precision_recall_f1(pred, target)[2] == f1
+
+
+# ---- blending -----------------------------------------------------------------------------------
+
+def blend_cases(M, N, C, seeds):
+    """Random members, the last of which know most."""
+    for seed in range(seeds):
+        target = random_labels(100 * M + seed, N, C, 0.3)
+        noise = np.random.default_rng(seed).normal(size=(M, N, C))
+        skill = np.linspace(0, 3, M)[:, None, None]
+        yield 1 / (1 + np.exp(1 - noise - skill * (target - 0.5))), target
+
+
+def f1_of(members, weights, target):
+    return metrics.best_threshold(metrics.blend(members, weights), target)[1]
+
+
+def f1_slowly(scores, target):
+    """Largest example-based F1 over the thresholds, in float64."""
+    pred = scores >= np.arange(1, 100)[:, None, None] / 100  # (99, N, C)
+    hits, sizes = (pred & (target > 0)).sum(2), pred.sum(2) + target.sum(1)
+    return (2 * hits / np.maximum(sizes, 1)).mean(1).max()
+
+
+@pytest.mark.parametrize("M", [1, 2, 3])
+def test_fit_blend_finds_what_brute_force_finds(M):
+    for members, target in blend_cases(M, 6, 4, 6):
+        grid = [np.array(k) / 20 for k in itertools.product(range(21), repeat=M) if sum(k) == 20]
+        grid.append(np.full(M, 1 / M))
+        every = [f1_slowly(np.einsum("m,mnc->nc", w, members), target) for w in grid]
+        far = [((w - 1 / M) ** 2).sum() for w in grid]
+        nearest = min(d for d, f1 in zip(far, every, strict=True) if f1 > max(every) - TOL)
+        got = metrics.fit_blend(members, target)
+        assert f1_of(members, got, target) == pytest.approx(max(every), abs=TOL)
+        assert ((got - 1 / M) ** 2).sum() == pytest.approx(nearest, abs=TOL)
+
+
+@pytest.mark.parametrize("M", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("decimals", [1, 15])  # 1: F1 ties, and scores lie on thresholds
+def test_fit_blend_is_no_worse_than_the_mean_and_each_member(M, decimals):
+    for members, target in blend_cases(M, 20, 5, 1 + (M < 4)):
+        members = members.round(decimals)
+        before = members.copy(), target.copy()
+        got = metrics.fit_blend(members, target)
+        assert got.shape == (M,) and got.dtype == np.float64
+        assert (got >= 0).all() and got.sum() == pytest.approx(1, abs=TOL)
+        f1 = f1_of(members, got, target)
+        assert f1 >= f1_of(members, np.full(M, 1 / M), target)
+        assert f1 >= max(metrics.best_threshold(member, target)[1] for member in members)
+        order = np.random.default_rng(M).permutation(20)
+        assert np.array_equal(metrics.fit_blend(members[:, order], target[order]), got)
+        assert np.array_equal(metrics.fit_blend(torch.from_numpy(members), target.tolist()), got)
+        assert np.array_equal(members, before[0]) and np.array_equal(target, before[1])
+
+
+def test_fit_blend_of_equal_members_is_uniform():
+    for M in (2, 3, 6):
+        members, target = next(blend_cases(1, 20, 5, 1))
+        assert metrics.fit_blend([members[0]] * M, target).tolist() == [1 / M] * M
+
+
+def test_fit_blend_of_many_finds_two_that_complete_each_other():
+    # The first two know one half of the images each and are undecided on the other; the rest are
+    # always wrong. Neither the mean nor a member is right everywhere, 0.9 and 0.1 of the two are.
+    target = random_labels(0, 20, 6, 0.4)
+    target[:, 0] = 1
+    right, left = 0.1 + 0.8 * target, np.arange(20)[:, None] < 10
+    members = [1 - target, np.where(left, right, 0.5), 1 - target, np.where(left, 0.5, right)]
+    singles = [metrics.best_threshold(member, target)[1] for member in members]
+    assert max(*singles, f1_of(members, [0.25] * 4, target)) < 0.9
+    assert f1_of(members, metrics.fit_blend(members, target), target) == 1
+
+
+def test_blend_is_the_weighted_mean_and_stays_in_range():
+    rng = np.random.default_rng(0)
+    for M in (1, 2, 3, 6, 11):
+        members = rng.random((M, 5, 4))
+        weights = rng.dirichlet(np.ones(M))
+        expected = np.average(members, axis=0, weights=weights)
+        np.testing.assert_allclose(metrics.blend(members, weights), expected, rtol=0, atol=TOL)
+        for _ in range(50):  # of some, the sum in float64 is above 1
+            assert metrics.blend(np.ones((M, 1, 1)), rng.dirichlet(np.ones(M))).max() <= 1
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.4], [1.5, -0.5], [np.nan, 1.0], [1.0],
+                                     [0.5, 0.25, 0.25]])
+def test_blend_refuses_weights_that_are_none(weights):
+    with pytest.raises(ValueError, match="sum to 1|zip"):
+        metrics.blend(np.full((2, 3, 4), 0.5), weights)
+
+
+def test_fit_blend_names_what_is_wrong():
+    good, target = np.full((3, 4), 0.5), np.ones((3, 4))
+    for bad, words in ((np.nan, "member 1 .*nan at row 2, class 3"), (1.5, "member 1 .*1.5 at")):
+        broken = good.copy()
+        broken[2, 3] = bad
+        with pytest.raises(ValueError, match=words):
+            metrics.fit_blend([good, broken], target)
+    for members in ([], [good, good[:2]], [good, good[:1]]):
+        with pytest.raises(ValueError, match="members must be of one shape"):
+            metrics.fit_blend(members, target)
+    for members, labels in ((good, target), ([good, good], target[:2]), ([good], target[0])):
+        with pytest.raises(ValueError, match="must be .N, C."):
+            metrics.fit_blend(members, labels)
+    with pytest.raises(ValueError, match="0 or 1"):
+        metrics.fit_blend([good], target / 2)
 
 
 # ---- report -------------------------------------------------------------------------------------
@@ -460,3 +578,129 @@ def test_csv_has_every_class_in_order_at_full_precision(tmp_path):
     for row, expected in zip(rows, report["classes"], strict=True):
         for key in ("support", "predicted", "precision", "recall", "f1", "ap"):
             assert (float(row[key]) if row[key] else None) == expected[key]
+
+
+# ---- pictures, read back as SVG -----------------------------------------------------------------
+
+def svg(draw, what, path):
+    """(texts, lines): lines are (colour of stroke or fill, x, y), in points from the top left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(what, path)
+    text, lines = path.read_text(encoding="utf-8"), []
+    for d, style in re.findall(r'<path d="([^"]*)"[^>]*? style="([^"]*)"', text):
+        points = np.array(re.findall(r"[ML] (\S+) (\S+)", d), dtype=float)
+        colours = re.findall("(?:fill|stroke): (#[0-9a-f]{6})", style)
+        if len(points) and colours:
+            lines.append((colours[0], points[:, 0], points[:, 1]))
+    return [t.replace("&gt;", ">") for t in re.findall("<!-- (.*?) -->", text)], lines
+
+
+def proportional(a, b):
+    """Are the steps of a those of b, times a constant?"""
+    return np.corrcoef(a, b)[0, 1] > 1 - 1e-6  # the file has six decimals
+
+
+LOG = [{"epoch": e, "loss": 0.7 / e, "val_loss": 0.1 + 0.5 / e**2, "lr": 0.1**e,
+        "f1": 0.1 * e, "val_precision": 0.3 + 0.01 * e**2, "val_recall": 0.2 + 0.001 * e**3,
+        "val_f1": 0.4 - 0.01 * (e - 3.2) ** 2, "threshold": 0.5} for e in range(1, 6)]
+
+
+def test_curves_are_the_logs(tmp_path):
+    pytest.importorskip("matplotlib")
+    texts, lines = svg(metrics.draw_curves, LOG, tmp_path / "curves.svg")
+    assert "Best F1 on validation: 40.0 %, after epoch 3 of 5" in texts
+    for key, colour in (("loss", metrics.BLUE), ("val_loss", metrics.RED), ("f1", metrics.BLUE),
+                        ("val_f1", metrics.RED), ("val_precision", metrics.GREEN),
+                        ("val_recall", metrics.ORANGE), ("lr", "#444444")):
+        values = [-np.log(row[key]) if key == "lr" else -row[key] for row in LOG]  # y is downward
+        found = [(x, y) for c, x, y in lines if c == colour.lower() and len(x) == 5
+                 and proportional(x, range(5)) and proportional(y, values)]
+        assert len(found) == 1, key
+    for label in ("training", "validation", "training F1", "validation F1", "validation precision",
+                  "validation recall", "Learning rate", "epoch"):
+        assert label in texts
+
+
+@pytest.mark.parametrize("rows", [
+    LOG[:1], [{"epoch": 7, "loss": 0.5}], [{"epoch": 1, "lr": 0.0, "val_f1": float("nan")}],
+    [{**LOG[0], "val_loss": None}, {**LOG[1], "val_f1": None, "val_loss": float("nan")}],
+])
+def test_curves_of_one_epoch_and_of_values_that_are_missing(rows, tmp_path):
+    pytest.importorskip("matplotlib")
+    texts, _ = svg(metrics.draw_curves, rows, tmp_path / "curves.svg")
+    epochs = [str(row["epoch"]) for row in rows]
+    ticks = texts[:texts.index("epoch")]  # of the first panel
+    assert ticks[:len(epochs)] == epochs and "." not in "".join(ticks[:len(epochs)])
+    assert ("validation" in texts) == any(row.get("val_loss") == row.get("val_loss") is not None
+                                          for row in rows)
+    assert ("training F1" in texts) == ("f1" in rows[0])
+    best = [text for text in texts if text.startswith("Best F1")]
+    assert len(best) == (rows[0].get("val_f1", 2) <= 1) and "nan" not in "".join(best)
+
+
+def many_classes(n):
+    """A report of n classes: F1 of each its own, every fifth without positives, three failing.
+
+    Their names are no TeX.
+    """
+    rows = [{"name": rf"class {c} $\x$", "support": 0 if c % 5 == 4 else 3 + c, "predicted": 4 * c,
+             "precision": 0.9 - c / n / 2, "recall": 0.8 - c / n / 2, "f1": 0.85 - c / n / 2,
+             "ap": None} for c in range(n)]
+    for c in {0, 1, 2} if n > 3 else ():
+        rows[c].update(precision=0.0, recall=0.0, f1=0.0)
+    for row in rows[4::5]:
+        row.update(precision=0.0, recall=0.0, f1=0.0)
+    return {"images": 70, "threshold": 0.25, "threshold_from": "val", "samples": {"f1": 0.456},
+            "macro": {"f1": 0.321}, "classes": rows}
+
+
+@pytest.mark.parametrize("n", [1, 2, 43, 300])
+def test_classes_are_bars_of_f1_beside_bars_of_support(n, tmp_path):
+    pytest.importorskip("matplotlib")
+    report = many_classes(n)
+    texts, lines = svg(metrics.draw_classes, report, tmp_path / "classes.svg")
+    shown = sorted(report["classes"], key=lambda row: -row["support"])[:120]
+    shown.sort(key=lambda row: (not row["support"], -row["f1"]))
+    names = [row["name"] for row in shown]
+    assert [text for text in texts if text.startswith("class ")] == names
+    most = "the 120 most frequent of " * (n > 120)
+    assert f"Classes: {most}{n}; frames: 70; scores >= 0.25 (val)" in "".join(texts)
+    assert "F1 45.6 %, mean over frames; 32.1 %, mean over classes" in "".join(texts)
+    absent = sum(not row["support"] for row in shown)
+    assert texts.count("no frame has this label") == absent
+    failing = [row for row in shown if row["support"] and not row["f1"]]
+    assert [text for text in texts if text.startswith("0: ")] == [
+        f"0: all {row['predicted']} predictions wrong" if row["predicted"] else "0: never predicted"
+        for row in failing]
+
+    good = [row for row in shown if row["f1"]]
+    bars = {colour: [(np.ptp(x), y.mean()) for c, x, y in lines if c == colour]
+            for colour in ("#a6cbe3", "#bbbbbb")}
+    f1, support = bars["#a6cbe3"][:len(good)], bars["#bbbbbb"]  # then the legend's
+    assert len(support) == len(shown)
+    for drawn, rows, key in ((f1, good, "f1"), (support, shown, "support")):
+        widths = np.array([width for width, _ in drawn])
+        expected = np.array([row[key] for row in rows])
+        np.testing.assert_allclose(widths / widths.max(), expected / expected.max(), atol=1e-5)
+    np.testing.assert_allclose([y for _, y in f1], [y for _, y in support[:len(f1)]], atol=1e-5)
+    assert (np.diff([y for _, y in support]) > 1.2 * 8).all()  # points: lines of 8-point text
+
+
+def test_pictures_are_png_by_suffix_and_leave_matplotlibs_settings(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    metrics.draw_curves(LOG, tmp_path / "a.png")
+    metrics.draw_classes(metrics.report(*example(), 0.3, NAMES), str(tmp_path / "b.png"))
+    read = {**matplotlib.rc_params(), "backend": matplotlib.rcParams["backend"]}
+    assert dict(matplotlib.rcParams) == read
+    for name in "ab":
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.format == "PNG" and image.width > 1000
+
+
+def test_without_matplotlib_the_caller_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import now fails
+    for draw, what in ((metrics.draw_curves, LOG), (metrics.draw_classes, many_classes(3))):
+        with pytest.raises(ImportError, match="matplotlib"):
+            draw(what, tmp_path / "none.png")
+    assert not list(tmp_path.iterdir())

@@ -539,6 +539,19 @@ def test_options_are_checked_and_rebuild_the_net():
 # ----------------------------------------------------------------------------------------- training
 
 
+def test_class_activation_of_a_linear_head_is_cam():
+    """Zhou et al. 2016, eq. 1: the maps, weighted by the linear layer behind the average pool."""
+    torch.manual_seed(0)
+    net, images = create_model("resnet34", 5, "linear").eval(), torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected = torch.einsum("f,bfhw->bhw", net.head.weight[3], net.feature_map(images)).relu()
+    expected /= expected.amax((1, 2), keepdim=True)
+    ours = model.class_activation(net.train(), images, 3)
+    assert ours.shape == (2, 1, 3, 2) and not net.training
+    assert torch.allclose(ours[:, 0], expected, rtol=1e-4, atol=1e-6)  # sums of 512 in float32
+    assert all(p.grad is None for p in net.parameters())
+
+
 def one_step(arch, size, checkpoint_activations, **options):
     torch.manual_seed(3)
     net = create_model(

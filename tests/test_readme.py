@@ -39,7 +39,7 @@ def test_table_2_rows_are_the_reports_recipes():
 
 
 def test_files_named_exist():
-    for name in re.findall(r"`(\w+\.py)`|\]\(([\w/]+\.png)\)", README):
+    for name in re.findall(r"`(\w+\.py)`|\]\(([\w/]+\.(?:png|jpg))\)", README):
         assert (ROOT / "".join(name)).exists(), name
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -54,7 +55,7 @@ def same(a, b):
 
 
 def schedule(**changes):
-    recipe = {"lr": 0.05, "schedule": "cosine", "t_max": 150, "epochs": 40, "cosine_epochs": 6}
+    recipe = {"lr": 0.05, "schedule": "cosine", "t_max": 150, "epochs": 40}
     return Namespace(**(recipe | {"milestones": [5, 10, 20]} | changes))
 
 
@@ -98,9 +99,9 @@ def test_multistep_is_torchs():
 def test_two_stage_is_one_after_the_other():
     args = schedule(schedule="two-stage")
     ours = [train.lr_factor(args, step, 10) for step in range(400)]
-    assert ours[:60] == [train.lr_factor(schedule(), step, 10) for step in range(60)]
-    steps = [0.1 * train.lr_factor(schedule(schedule="multistep"), step, 10) for step in range(340)]
-    assert ours[60:] == steps
+    assert ours[:80] == [train.lr_factor(schedule(), step, 10) for step in range(80)]
+    steps = [0.1 * train.lr_factor(schedule(schedule="multistep"), step, 10) for step in range(320)]
+    assert ours[80:] == steps
 
 
 # ------------------------------------------------------------------------------------ one window
@@ -110,21 +111,19 @@ def gradient(scenes, *flags):
     """Gradient of the first optimizer step, and the loss that an epoch logs; SGD at lr 1."""
     flags = ["--augment", "none", "--freeze-bn", "--clip-grad", "0", "--dropout", "0", *flags]
     args = train.parse_args([*SMALL, "--data", str(scenes), *flags])
-    args.lr, args.dry_run = 1.0, True
-    dataset = data.A2D(scenes, "train", keep=True)
+    args.lr = 1.0
+    dataset = data.A2D(scenes, "train", keep="cpu")
     torch.manual_seed(0)
     net = model.create_model("tiny", 43, dropout=0)
-    model.set_frozen(net, bn=True)
     before = {k: p.detach().clone() for k, p in net.named_parameters()}
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     optimizer.param_groups[0]["initial_lr"] = 1.0
-    net.train()
     row = train.train_epoch(
         0, dataset, train.Loss(net), optimizer, torch.amp.GradScaler("cpu", enabled=False),
-        train.make_augmentation(args, {}, augment.EvalTransform(32)), None, args,
-        checkpoint.World(),
+        train.make_augmentation(args, {}, augment.EvalTransform(32)), None, 0.5,
+        train.Progress("", 1, torch.device("cpu")), args, checkpoint.World(),
     )  # fmt: skip
-    return {k: before[k] - p.detach() for k, p in net.named_parameters()}, row["loss"]
+    return {k: before[k] - p.detach() for k, p in net.named_parameters()}, row
 
 
 @pytest.mark.parametrize(
@@ -138,28 +137,32 @@ def test_micro_batches_give_the_gradient_of_the_whole_window(scenes, whole, part
         batch, accumulate = text.split()
         return gradient(scenes, "--batch-size", batch, "--accumulate", accumulate)
 
-    (expected, loss), (ours, logged) = of(whole), of(parts)
+    (expected, row), (ours, logged) = of(whole), of(parts)
     for name, value in expected.items():
         # lr 1 on weights of order 0.1: the difference of weights carries 1e-8 of rounding
         assert torch.allclose(ours[name], value, rtol=1e-4, atol=1e-6), name
     assert max(v.abs().max() for v in expected.values()) > 1e-3
-    assert logged == pytest.approx(loss, rel=1e-6)
+    for name in ("loss", "precision", "recall", "f1"):
+        assert logged[name] == pytest.approx(row[name], rel=1e-6), name
 
 
 def test_the_gradient_is_that_of_the_mean_loss(scenes):
     """Against autograd on torch's own loss over the first 16 frames of the epoch's order."""
-    ours, loss = gradient(scenes, "--batch-size", "4", "--accumulate", "4")
+    ours, row = gradient(scenes, "--batch-size", "4", "--accumulate", "4")
     dataset = data.A2D(scenes, "train")
     (batch,) = data.batches(dataset, data.order(22, 0, 0)[:16], 16)
     torch.manual_seed(0)
     net = model.create_model("tiny", 43, dropout=0).eval()
     images = augment.EvalTransform(32)(batch.frames, batch.sizes)
-    expected = F.binary_cross_entropy_with_logits(net(images), batch.labels)
+    logits = net(images)
+    expected = F.binary_cross_entropy_with_logits(logits, batch.labels)
     expected.backward()
     for name, parameter in net.named_parameters():
         if parameter.requires_grad and ".bn." not in name:
             assert torch.allclose(ours[name], parameter.grad, rtol=1e-4, atol=1e-6), name
-    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    assert row["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    scores = metrics.precision_recall_f1(logits.detach().sigmoid() >= 0.5, batch.labels)
+    assert [row[k] for k in ("precision", "recall", "f1")] == pytest.approx(scores, rel=1e-6)
 
 
 def test_loss_with_pos_weight_against_the_formula():
@@ -169,9 +172,9 @@ def test_loss_with_pos_weight_against_the_formula():
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     p = net(images).double().sigmoid()
     expected = -(weight * labels * p.log() + (1 - labels) * (1 - p).log()).mean()
-    assert train.Loss(net, weight)(images, labels).item() == pytest.approx(
-        expected.item(), rel=1e-5
-    )
+    loss, logits = train.Loss(net, weight)(images, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(logits, net(images)) and not logits.requires_grad
 
 
 def test_the_mish_head_has_the_same_loss():
@@ -180,7 +183,21 @@ def test_the_mish_head_has_the_same_loss():
     images, labels = torch.randn(3, 3, 32, 32), (torch.rand(3, 5) < 0.5).float()
     p = net(images).double().sigmoid()
     expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
-    assert train.Loss(net)(images, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+    loss, logits = train.Loss(net)(images, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(logits, net(images)) and not logits.requires_grad
+
+
+def test_scores_while_training_are_scikit_learns():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(40, 7), (torch.rand(40, 7) < 0.3).float()
+    logits[:3], labels[2:5] = -9.0, 0.0  # nothing predicted, nothing true, neither
+    logits[5, 0] = 0.25  # at the threshold: predicted
+    theirs = sklearn.metrics.precision_recall_fscore_support(
+        labels, logits >= 0.25, average="samples", zero_division=0
+    )[:3]
+    ours = train.example_scores(logits, labels, 0.25)
+    assert ours.tolist() == pytest.approx(theirs, rel=1e-6)  # float32 means of 40
 
 
 # ------------------------------------------------------------------------------------ whole runs
@@ -200,7 +217,7 @@ def test_a_run_writes_what_it_says(scenes, tmp_path, capsys):
     ):
         assert words in printed
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    tables = {"args.json", "log.jsonl", "report.csv", "curves.png"}
+    tables = {"args.json", "log.jsonl", "report.csv", "curves.png", "classes.png"}
     assert names == tables | {"last.pt", "last.prev.pt", "best.pt", "lock"}
     log = checkpoint.read_log(tmp_path / "run/log.jsonl")
     assert [row["epoch"] for row in log] == [1, 2]
@@ -233,7 +250,7 @@ VARIANTS = {
     "sgd": "--schedule multistep --milestones 1 2",
     "adam, average": "--optimizer adam --lr 0.001 --ema 0.9",
     "adamw, bf16, accumulated": "--optimizer adamw --amp bf16 --accumulate 2",
-    "two-stage, fp16": "--schedule two-stage --cosine-epochs 2 --amp fp16 --freeze-backbone 1",
+    "two-stage, fp16": "--schedule two-stage --amp fp16 --freeze-backbone 1",
 }
 
 
@@ -351,7 +368,7 @@ def test_best_survives_a_resume_and_nan_is_never_best(scenes, tmp_path, monkeypa
 
     monkeypatch.setattr(train, "score", scored)
     assert run(scenes, tmp_path, "--epochs", "2") == 0
-    assert run(scenes, tmp_path, "--epochs", "4", "--resume", "--override") == 0
+    assert run(scenes, tmp_path, "--epochs", "4", "--resume", "override") == 0
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
     assert checkpoint.load(tmp_path / "last.pt")["best"] == {"f1": 0.9, "epoch": 2}
 
@@ -422,6 +439,33 @@ def test_dry_run_writes_nothing(scenes, tmp_path, capsys, monkeypatch):
     assert after <= before and "dry run OK" in capsys.readouterr().out
 
 
+def test_frames_kept_on_the_device_change_nothing(scenes, tmp_path):
+    for cache in ("off", "ram", "device"):
+        assert run(scenes, tmp_path / cache, "--deterministic", "--cache", cache) == 0
+    kept = weights(tmp_path / "ram/last.pt")
+    assert same(weights(tmp_path / "device/last.pt"), kept)
+    assert same(weights(tmp_path / "off/last.pt"), kept)
+
+
+def test_benchmark_times_both_and_writes_nothing(scenes, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--benchmark", "1", "--arch", "resnet34", "--accumulate", "2", "--batch-size", "4"]
+    assert run(scenes, tmp_path / "run", *flags, "--augment", "report") == 0
+    *_, ours, plain, ratio = capsys.readouterr().out.splitlines()
+    rates = []
+    for line in (ours, plain):
+        rates.append(float(re.search(r"([\d.]+) images/s", line)[1]))
+        shares = [float(share) for share in re.findall(r"([\d.]+)%", line)]
+        # of all five parts: what is left is the printing; each of them is rounded to 0.1
+        assert len(shares) == 5 and 60 < sum(shares) <= 100.3
+    low, high = map(float, re.findall(r"[\d.]+", ratio)[-2:])
+    assert low <= float(re.search(r"is ([\d.]+) times", ratio)[1]) <= high
+    assert min(rates) > 0 and not (tmp_path / "run").exists()
+    assert run(scenes, tmp_path / "run", "--benchmark", "1", "--batch-size", "12") == 3
+    assert "less than two steps" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------ evaluation
 
 
@@ -459,10 +503,75 @@ def test_evaluate_and_blend(scenes, trained, tmp_path, capsys):
             if abs(float(blend[name]) - threshold) > 1e-4:
                 assert (name in blend["predicted"].split("|")) == (float(blend[name]) >= threshold)
     shown = capsys.readouterr().out
-    assert shown.count("at its threshold") == 4
     scores = torch.tensor([[float(row[name]) for name in data.CLASSES] for row in tables[2]])
-    f1 = metrics.precision_recall_f1(metrics.decide(scores, threshold), dataset.labels)[2]
-    assert f"{100 * f1:.1f}" in shown.splitlines()[-3]
+    expected = metrics.precision_recall_f1(metrics.decide(scores, threshold), dataset.labels)
+    line = next(line for line in shown.splitlines() if line.startswith("blend")).split()
+    assert line[3:] == [f"{100 * score:.1f}" for score in expected]
+    assert f"{100 * expected[2]:.1f}" in shown.splitlines()[-3]
+
+
+def test_a_blend_is_fitted_kept_and_used_again(scenes, trained, tmp_path, capsys):
+    files = [str(trained / seed / "best.pt") for seed in "01"]
+    common = ["--evaluate", *files, "--data", str(scenes), "--device", "cpu", "--workers", "0"]
+    fit, kept = tmp_path / "fit", tmp_path / "kept"
+    assert train.main([*common, "--blend", "fit", "--out", str(fit)]) == 0
+    blend = json.loads((fit / "blend.json").read_text())
+    assert list(blend["weights"]) == files and sum(blend["weights"].values()) == pytest.approx(1)
+    again = ["--blend", str(fit / "blend.json"), "--out", str(kept)]
+    assert train.main([*common, *again]) == 0
+    assert predictions(fit / "predictions.csv") == predictions(kept / "predictions.csv")
+    assert "(these frames)" in capsys.readouterr().out
+    for text, says in (
+        ("{", "no blend of these"),
+        (json.dumps({"weights": {files[0]: 1.0}, "threshold": 0.5}), files[1]),
+        (json.dumps({"weights": dict.fromkeys(files, 0.4), "threshold": 0.5}), "shares of 1"),
+    ):
+        (tmp_path / "blend.json").write_text(text)
+        assert train.main([*common, "--blend", str(tmp_path / "blend.json")]) == 3
+        assert says in capsys.readouterr().err
+
+
+class WhiteSeer(model.Network):
+    """Says how much of an image is white."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(3, 1)
+        self.head.weight.data.fill_(1.0)
+
+    def feature_map(self, x):
+        return F.avg_pool2d((x > 0.9).float(), 4)
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+@pytest.mark.parametrize("height, width", [(40, 160), (200, 100)])
+def test_an_explanation_lies_where_the_network_looked(tmp_path, fit, height, width):
+    frame = np.zeros((height, width, 3), np.uint8)
+    top, left = height // 2, 3 * width // 4
+    frame[top : top + height // 8, left : left + width // 8] = 255
+    Image.fromarray(frame).save(tmp_path / "a.png")
+    view = augment.EvalTransform(64, (0, 0, 0), (1, 1, 1), fit)
+    train.explain(tmp_path / "page.png", WhiteSeer(), data.ImageFolder(tmp_path / "a.png"), view,
+                  [0], ["white"], torch.ones(1, 1))  # fmt: skip
+    page = np.asarray(Image.open(tmp_path / "page.png")).astype(float)[4:164, 4:284]
+    heat = np.maximum(page[..., 0] - page[..., 2], 0)  # red and yellow, not white, grey, black
+    scale = min(280 / width, 160 / height)  # the page's: the longer side fills the cell
+    rows, columns = np.indices(heat.shape)
+    centre = [(heat * axis).sum() / heat.sum() for axis in (rows, columns)]
+    expected = [scale * (top + height / 16), scale * (left + width / 16)]
+    # a cell of the map is 4 of 64 pixels
+    assert centre == pytest.approx(expected, abs=scale * max(height, width) * 4 / 64)
+
+
+def test_explain_writes_a_row_a_class(scenes, trained, tmp_path, capsys):
+    common = ["--evaluate", str(trained / "0/best.pt"), "--data", str(scenes), "--device", "cpu",
+              "--workers", "0", "--out", str(tmp_path)]  # fmt: skip
+    assert train.main([*common, "--explain", "bird-flying", "dog-eating", "car-none"]) == 0
+    assert "explain.png" in capsys.readouterr().out
+    width, height = Image.open(tmp_path / "explain.png").size
+    assert width == 6 * 288 and height == 3 * (164 + 12 + 8)
+    assert train.main([*common, "--explain", "bird-swimming"]) == 3
+    assert "bird-swimming" in capsys.readouterr().err
 
 
 def test_evaluate_on_unlabelled_images_only_predicts(scenes, trained, tmp_path, capsys):
@@ -512,15 +621,19 @@ def usage(capsys, *flags):
 
 
 def test_wrong_flags_are_refused_together(capsys):
-    flags = "--lr -1 --epochs 0 --batch-size 0 --ema 1 --dropout 2 --override --seed -1"
+    flags = "--lr -1 --epochs 0 --batch-size 0 --ema 1 --dropout 2 --seed -1"
     message = usage(capsys, *flags.split())
-    for flag in ("--lr", "--epochs", "--batch-size", "--ema", "--dropout", "--override", "--seed"):
+    for flag in ("--lr", "--epochs", "--batch-size", "--ema", "--dropout", "--seed"):
         assert f"{flag} " in message.split("error:")[1]
     assert "--head mish" in usage(capsys, "--head", "linear", "--dropout", "0.1")
     assert "--augment report" in usage(capsys, "--augment", "none", "--without", "gamma")
-    assert "--cosine-epochs" in usage(capsys, "--schedule", "two-stage", "--epochs", "5")
     assert "--device" in usage(capsys, "--device", "tpu")
-    assert "--evaluate" in usage(capsys, "--evaluate", "a.pt", "--resume")
+    assert "--evaluate and --resume" in usage(capsys, "--evaluate", "a.pt", "--resume")
+    assert "--preview and --benchmark" in usage(capsys, "--benchmark", "--preview", "a.png")
+    assert "--cache device" in usage(capsys, "--cache", "device", "--workers", "2")
+    assert "--explain" in usage(capsys, "--explain", "bird-flying")
+    assert "--blend" in usage(capsys, "--evaluate", "a.pt", "--blend", "fit")
+    assert "invalid choice" in usage(capsys, "--resume", "last.pt")
     assert "--freeze-backbone" in usage(capsys, "--freeze-backbone", "3")
     assert "invalid choice" in usage(capsys, "--arch", "resnet35")
     if not torch.cuda.is_available():

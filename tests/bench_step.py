@@ -1,0 +1,186 @@
+"""What train.py --benchmark does: times its steps, and those of a plain program with timm, in turn.
+
+The plain one is written as one would with timm and torchvision: timm's network and head, Pillow and
+torchvision's transforms in a DataLoader, torch's optimizer and AMP with their defaults, the loss
+read at every step. It has a process of its own, which waits while train.py is timed, and not what
+train.py has set for its own process. The memory of decoding processes is not counted.
+"""
+
+import ctypes
+import gc
+import importlib.util
+import json
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from data import DataError
+
+ROUNDS = 5
+TIMM_NAMES = {
+    "resnet34": "resnet34", "seresnext101": "legacy_seresnext101_32x4d",
+    "pnasnet5large": "pnasnet5large",
+    **{f"efficientnet_b{n}": f"tf_efficientnet_b{n}" for n in range(8)},
+}  # fmt: skip
+
+
+class Files(Dataset):
+    def __init__(self, paths, labels, transform):
+        self.paths, self.labels, self.transform = paths, labels, transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        with Image.open(self.paths[i]) as image:
+            return self.transform(image.convert("RGB")), self.labels[i]
+
+
+def transforms(args, inputs):
+    """torchvision's nearest to the report's augmentation, or the squash of --augment none."""
+    size = inputs["size"]
+    ops, erase = [v2.Resize((size, size))], []
+    if args.augment == "report":
+        ops, erase = [
+            v2.RandomResizedCrop(size, (0.25, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.RandomRotation(10)]),
+            v2.RandomApply([v2.ColorJitter(0.2, 0.2, 0.2, 0.05)]),
+            v2.RandomApply([v2.GaussianBlur(3)]),
+        ], [v2.RandomErasing()]
+    scale = v2.ToDtype(torch.float32, scale=True), v2.Normalize(inputs["mean"], inputs["std"])
+    return v2.Compose([v2.ToImage(), *ops, *scale, *erase])
+
+
+def plain_program(args, files):
+    """train.Progress -> its summary, after that many steps."""
+    import timm
+
+    device, B, K = torch.device(args.device), args.batch_size, args.accumulate
+    net = timm.create_model(TIMM_NAMES[args.arch], num_classes=files.labels.shape[1])
+    net = net.to(device).train()
+    kinds = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam,
+             "adamw": torch.optim.AdamW}  # fmt: skip
+    optimizer = kinds[args.optimizer](net.parameters(), args.lr, weight_decay=args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}[args.amp]
+    workers = args.workers or min(8, os.cpu_count() or 1)
+
+    def run(progress):
+        loader = iter(DataLoader(files, B, shuffle=True, num_workers=workers,
+                                 pin_memory=device.type == "cuda"))  # fmt: skip
+        progress.restart()
+        for step in range(progress.steps):
+            for _ in range(K):
+                images, labels = (tensor.to(device) for tensor in next(loader))
+                progress.mark("data")
+                with torch.autocast(device.type, dtype, enabled=args.amp != "off"):
+                    logits = net(images)
+                loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
+                progress.mark("forward")
+                scaler.scale(loss / K).backward()
+                progress.mark("backward")
+            scaler.unscale_(optimizer)
+            if args.clip_grad:
+                nn.utils.clip_grad_norm_(net.parameters(), args.clip_grad)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            loss.item()
+            progress.mark("optimizer")
+            if step == 0:
+                progress.restart(warm=B * K)
+        return progress.summary(progress.steps * B * K)
+
+    return run
+
+
+def held_memory(device) -> int:
+    """Bytes that networks, optimizers and data occupy between rounds."""
+    gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if sys.platform != "linux":
+        return 0
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, and counts when it is taken again
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measured(program, progress):
+    """images/s, peak memory in GB above what is held, and the parts of a step, of one round."""
+    held = held_memory(progress.device) / 1e9
+    row = program(progress)
+    parts = {part: seconds / row["seconds"] for part, seconds in progress.seconds.items()}
+    return {"rate": row["images_per_second"], "memory": row["memory_gb"] - held, **parts}
+
+
+def compare(args, training, inputs, progress_of, ours):
+    """Prints the medians of ROUNDS rounds of train.py and, where timm is installed, of plain timm.
+
+    progress_of  train.Progress
+    ours         train.train_epoch, for such a Progress
+    """
+    steps = min(args.benchmark + 1, len(training) // (args.batch_size * args.accumulate))
+    if steps < 2:
+        raise DataError(f"{len(training)} training frames: less than two steps – take more")
+    plain, rounds = None, {"train.py": []}
+    if args.arch in TIMM_NAMES and importlib.util.find_spec("timm"):
+        environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+        plain = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench_step"], cwd=Path(__file__).parents[1],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        paths = [os.path.abspath(path) for path in training.paths]
+        pickle.dump((args, steps, paths, training.labels, inputs), plain.stdin)
+        plain.stdin.flush()
+        plain.stdout.readline()  # until it is ready
+        rounds["plain timm"] = []
+    else:
+        print("nothing to compare with – pip install timm")
+    try:
+        for number in range(1, ROUNDS + 1):
+            name, device = f"round {number}/{ROUNDS}", torch.device(args.device)
+            rounds["train.py"].append(measured(ours, progress_of(name, steps, device, True)))
+            if plain:
+                plain.stdin.write(b"go\n")
+                plain.stdin.flush()
+                rounds["plain timm"].append(json.loads(plain.stdout.readline()))
+    finally:
+        if plain:
+            plain.kill()
+            plain.wait()
+    for name, rows in rounds.items():
+        row = {key: statistics.median(r[key] for r in rows) for key in rows[0]}
+        rate, memory = row.pop("rate"), row.pop("memory")
+        print(f"{name:<10}{rate:>9.2f} images/s{memory:>7.2f} GB  of a step:",
+              ", ".join(f"{part} {share:.1%}" for part, share in row.items()))  # fmt: skip
+    if plain:
+        ratios = [a["rate"] / b["rate"] for a, b in zip(*rounds.values(), strict=True)]
+        print(f"train.py is {statistics.median(ratios):.2f} times as fast, in {ROUNDS} rounds "
+              f"{min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+
+
+def main():
+    """The plain program's process: a round for each line of the standard input."""
+    from train import Progress
+
+    args, steps, paths, labels, inputs = pickle.load(sys.stdin.buffer)
+    program = plain_program(args, Files(paths, labels, transforms(args, inputs)))
+    print("ready", flush=True)
+    for _ in sys.stdin.buffer:
+        progress = Progress("", steps, torch.device(args.device), True)
+        print(json.dumps(measured(program, progress)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
