@@ -383,7 +383,7 @@ class Run:
         if differing:
             raise CheckpointError(
                 f"{self.folder}: other flags than the run's: {', '.join(differing)} – give those, "
-                "or --override to go on with these"
+                "or --resume override to go on with these"
             )
 
     def save_best(self, state: dict):

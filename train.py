@@ -522,10 +522,11 @@ def evaluate(args, world):
     world.polled = True
 
     views = [augment.EvalTransform(**s["input_config"], fit=s["args"]["fit"]) for s in states]
-    members = torch.stack([
-        predict(restore(state, args.device), dataset, view, args, world)
-        for state, view in zip(states, views, strict=True)
-    ])  # fmt: skip
+    members = []
+    for path, state, view in zip(args.evaluate, states, views, strict=True):
+        members.append(predict(restore(state, args.device), dataset, view, args, world))
+        if not members[-1].isfinite().all():
+            raise checkpoint.CheckpointError(f"{path}: its scores are not finite – use another")
     if world.rank:
         return
     if args.blend == "fit":
@@ -793,7 +794,7 @@ def train(args, world):
         (run.folder / "args.json").write_text(record + "\n", encoding="utf-8")
         run.save_last(state(0))
     if args.compile:
-        loss_of.compile()
+        loss_of.compile(dynamic=False)  # or a resume, which meets sizes in another order, differs
     if args.benchmark:
         from tests import bench_step
 

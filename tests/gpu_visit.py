@@ -26,6 +26,13 @@ if torch.cuda.is_available():
     on_cuda("seresnext101", 64, 20)
     on_cuda("efficientnet_b7", 24, 20)
 """
+STEP = """
+import torch, train
+flags = "--benchmark 10 --data demo:768/64 --image-size 224 --augment report --batch-size 64"
+if torch.cuda.is_available():
+    for cache in ("device", "off"):
+        train.main([*flags.split(), "--optimizer", "sgd", "--cache", cache])
+"""
 TESTS = "-m pytest -v -rs --durations=10 --continue-on-collection-errors -k cuda tests".split()
 PARTS = {  # name -> share of the time, arguments of Python; {} is the folder
     "tests": (14, TESTS),
@@ -34,6 +41,7 @@ PARTS = {  # name -> share of the time, arguments of Python; {} is the folder
     "mish_dropout": (5, ["mish_kernel.py", "--op", "mish_dropout", "--csv", "{}/mish_dropout.csv"]),
     "tiles": (6, ["-c", "from tests.gpu_visit import tiles; tiles()"]),
     "model": (8, ["-c", MODEL]),
+    "step": (8, ["-c", STEP]),
     "augment": (8, "-m tests.bench_augment --seconds 0.5".split()),
 }
 
