@@ -551,7 +551,12 @@ class World:
     def leave(self, code: int):
         """Tell the other ranks why this one ends before them, and leave no process behind."""
         end_workers()
-        if self.size == 1 or not code:
+        if self.size == 1:
+            return
+        if not code:
+            with suppress(RuntimeError):  # another one has failed meanwhile
+                self.reduce(torch.zeros(1))  # none of them is still to be answered
+                dist.destroy_process_group()  # or its threads abort the exit: 1 of 24 processes
             return
         with suppress(RuntimeError):  # the store is out of reach
             self.store.set("ended", str(code))

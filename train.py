@@ -67,7 +67,7 @@ PARTS = ("data", "augment", "forward", "backward", "optimizer")  # of a step, as
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
 SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
 # between a run and its resume
-FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "blend"}
+FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device"}
 
 
 class Diverged(RuntimeError):
