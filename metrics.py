@@ -190,15 +190,21 @@ def best_threshold(scores, target):
     return THRESHOLDS[f1.index(max(f1))], float(max(f1))
 
 
+def shares(weights):
+    """As (M,) float64; raises ValueError unless they are >= 0 and sum to 1."""
+    weights = np.asarray(weights, dtype=np.float64)
+    if not (weights.min() >= 0 and abs(weights.sum() - 1) < 1e-6):
+        raise ValueError(f"weights {weights} are not shares of 1: must be >= 0 and sum to 1")
+    return weights
+
+
 def blend(members, weights):
     """The weighted mean of probabilities: (M, N, C) in [0, 1], (M,) -> (N, C) float64 in [0, 1].
 
-    raises  ValueError on negative weights, a sum other than 1, other than M weights
+    raises  ValueError on weights that are no `shares`, or other than M
     """
-    weights = np.asarray(weights, dtype=np.float64)
-    if not (weights.min() >= 0 and abs(weights.sum() - 1) < 1e-6):
-        raise ValueError(f"weights {weights} must be >= 0 and sum to 1")
-    scaled = (w * np.asarray(p, dtype=np.float64) for w, p in zip(weights, members, strict=True))
+    pairs = zip(shares(weights), members, strict=True)
+    scaled = (w * np.asarray(p, dtype=np.float64) for w, p in pairs)
     return np.minimum(sum(scaled), 1)  # weights such as 1/M may round up
 
 

@@ -385,7 +385,7 @@ def train_epoch(
             row |= {"lr": args.lr * factor, "gradient_norm": norms.item() / (step + 1),
                     "skipped": skipped.item(), **progress.summary(seen)}  # fmt: skip
             progress.show(step, row)
-        if args.benchmark and step == 0:
+        if progress.timed and step == 0:
             progress.restart(warm=seen)
     return row
 
@@ -542,7 +542,7 @@ def evaluate(args, world):
             for path, state in zip(args.evaluate, states, strict=True)]  # fmt: skip
     rows = [*zip(what, weights, [s["threshold"] for s in states], members, strict=True)]
     print_scores(rows + [("blend", 1, threshold, probabilities)][: len(states) - 1],
-                 dataset.labels, names)  # fmt: skip
+                 dataset.labels)  # fmt: skip
 
     decided = metrics.decide(probabilities, threshold)
     metrics.write_predictions(
@@ -572,9 +572,7 @@ def read_blend(args, thresholds):
         return [1 / M] * M, sum(thresholds) / M
     try:
         blend = json.loads(Path(args.blend).read_text("utf-8"))
-        weights = [float(blend["weights"][path]) for path in args.evaluate]
-        if not (min(weights) >= 0 and math.isclose(sum(weights), 1, abs_tol=1e-6)):
-            raise ValueError(f"weights {weights} are not shares of 1")
+        weights = metrics.shares([float(blend["weights"][path]) for path in args.evaluate])
         return weights, float(blend["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise data.DataError(
@@ -582,7 +580,7 @@ def read_blend(args, thresholds):
         ) from None
 
 
-def print_scores(rows, labels, names):
+def print_scores(rows, labels):
     """(what, weight, threshold, probabilities) of checkpoints and their blend, with scores in %."""
     width = max(len(what) for what, *_ in rows)
     scored = "" if labels is None else f"{'P':>8}{'R':>8}{'F1':>8}"
@@ -590,13 +588,13 @@ def print_scores(rows, labels, names):
     for what, weight, threshold, probabilities in rows:
         line = f"{what:<{width}}{weight:>8.2f}{threshold:>11.2f}"
         if labels is not None:
-            samples = score(probabilities, labels, names, threshold)["samples"]
-            line += "".join(f"{100 * samples[key]:>8.1f}" for key in ("precision", "recall", "f1"))
+            scores = metrics.precision_recall_f1(metrics.decide(probabilities, threshold), labels)
+            line += "".join(f"{100 * score:>8.1f}" for score in scores)
         print(line)
 
 
-def picture(dataset, i):
-    return dataset[i][1].permute(1, 2, 0).cpu().numpy()  # (H, W, 3) uint8
+def picture(frame):
+    return frame.permute(1, 2, 0).cpu().numpy()  # (3, H, W) uint8 -> (H, W, 3)
 
 
 def write_page(path, dataset, names, probabilities, decided, most=24):
@@ -613,7 +611,7 @@ def write_page(path, dataset, names, probabilities, decided, most=24):
         missed = [c for c in ranked if truth[c] and not decided[i][c]]
         lines += [(f"missed: {names[c]}", "gray") for c in missed]
         captions.append(lines[:4])
-    data.write_page(path, [picture(dataset, i) for i in shown], captions)
+    data.write_page(path, [picture(dataset[i][1]) for i in shown], captions)
 
 
 def explain(path, net, dataset, view, classes, names, probabilities, most=6):
@@ -629,7 +627,7 @@ def explain(path, net, dataset, view, classes, names, probabilities, most=6):
                 heat = center_crop(heat, [max(1, n * view.size // max(size)) for n in size])
             heat = F.interpolate(heat, size, mode="bilinear")[0, 0, :, :, None].cpu().numpy()
             shade = 255 * np.concatenate([heat > -1, heat, 0 * heat], 2)  # from red to yellow
-            mixed = picture(dataset, i) * (1 - 0.6 * heat) + shade * 0.6 * heat
+            mixed = picture(frame) * (1 - 0.6 * heat) + shade * 0.6 * heat
             pictures.append(mixed.astype(np.uint8))
             colour = "gray" if labels is None else "green" if labels[c] else "red"
             captions.append([(f"{names[c]} {probabilities[i, c]:.0%}", colour)])

@@ -66,6 +66,8 @@ def plain_program(args, files):
     """train.Progress -> its summary, after that many steps."""
     import timm
 
+    from train import autocast
+
     device, B, K = torch.device(args.device), args.batch_size, args.accumulate
     net = timm.create_model(TIMM_NAMES[args.arch], num_classes=files.labels.shape[1])
     net = net.to(device).train()
@@ -73,7 +75,6 @@ def plain_program(args, files):
              "adamw": torch.optim.AdamW}  # fmt: skip
     optimizer = kinds[args.optimizer](net.parameters(), args.lr, weight_decay=args.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}[args.amp]
     workers = args.workers or min(8, os.cpu_count() or 1)
 
     def run(progress):
@@ -84,7 +85,7 @@ def plain_program(args, files):
             for _ in range(K):
                 images, labels = (tensor.to(device) for tensor in next(loader))
                 progress.mark("data")
-                with torch.autocast(device.type, dtype, enabled=args.amp != "off"):
+                with autocast(args):
                     logits = net(images)
                 loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
                 progress.mark("forward")
