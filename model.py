@@ -105,18 +105,51 @@ def initialise(net):
     return net
 
 
+class Conv1x1(nn.Conv2d):
+    """1x1 convolution; on a CPU, of up to 1024 pixels of a batch, as the matrix product it is.
+
+    There a channels_last map is that matrix, and oneDNN's convolution repacks the weights anew in
+    each direction, which for so few pixels takes as long as the arithmetic.
+    """
+
+    def __init__(self, in_channels, out_channels, stride=1, bias=False):
+        super().__init__(in_channels, out_channels, 1, stride, bias=bias)
+
+    def forward(self, x):  # (B, in, h, w)
+        z = x[:, :, :: self.stride[0], :: self.stride[1]]
+        pixels = z.shape[0] * z.shape[2] * z.shape[3]
+        if not z.is_cpu or pixels > 1024 or not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        z = F.linear(z.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return z.permute(0, 3, 1, 2)  # (B, out, h/stride, w/stride), channels_last
+
+
+class GlobalAverage(torch.autograd.Function):
+    """x.mean((2, 3), keepdim=True), whose gradient is B C numbers, expanded, and not a map."""
+
+    @staticmethod
+    def forward(ctx, x):  # (B, C, h, w)
+        ctx.shape = x.shape
+        return x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (grad / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape)
+
+
 class SqueezeExcitation(nn.Module):
     """x * sigmoid(fc2(act(fc1(squeeze(x))))), SE paper eq. 2-4; squeeze "avg", or "max"."""
 
     def __init__(self, channels, squeezed, act, pool):
         super().__init__()
-        self.squeeze = torch.mean if pool == "avg" else torch.amax
-        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        maximum = partial(torch.amax, dim=(2, 3), keepdim=True)
+        self.squeeze = GlobalAverage.apply if pool == "avg" else maximum
+        self.fc1 = Conv1x1(channels, squeezed, bias=True)
         self.act = act
-        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.fc2 = Conv1x1(squeezed, channels, bias=True)
 
     def forward(self, x):  # (B, C, h, w)
-        s = self.squeeze(x, (2, 3), keepdim=True)  # (B, C, 1, 1)
+        s = self.squeeze(x)  # (B, C, 1, 1)
         return x * self.fc2(self.act(self.fc1(s))).sigmoid()
 
 
@@ -170,7 +203,7 @@ def shortcut(in_channels, out_channels, stride):
     """None, the identity; or where the shape changes 1x1 convolution and BN, option B of ResNet."""
     if stride == 1 and in_channels == out_channels:
         return None
-    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    conv = Conv1x1(in_channels, out_channels, stride)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
@@ -204,11 +237,11 @@ class SEResNeXtBottleneck(nn.Module):
         super().__init__()
         width = planes * self.base_width // 64 * self.cardinality  # 128, 256, 512, 1024
         out = planes * self.expansion  # 256, 512, 1024, 2048
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.conv1 = Conv1x1(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=self.cardinality, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.conv3 = Conv1x1(width, out)
         self.bn3 = nn.BatchNorm2d(out)
         self.se = SqueezeExcitation(out, out // self.reduction, nn.ReLU(True), se_pool)
         self.downsample = shortcut(in_channels, out, stride)
@@ -261,7 +294,6 @@ def seresnext101(flavour="cadene", se_pool="avg"):
 # ---------------------------------------------------------------------------------------- PNASNet
 
 pnas_bn = partial(nn.BatchNorm2d, eps=1e-3)
-conv1x1 = partial(nn.Conv2d, kernel_size=1, bias=False)
 
 
 def max_pool_same(x, stride):
@@ -272,7 +304,7 @@ def max_pool_same(x, stride):
 
 
 def relu_conv_bn(in_channels, out_channels, stride=1):
-    conv = conv1x1(in_channels, out_channels, stride=stride)
+    conv = Conv1x1(in_channels, out_channels, stride)
     return chain(relu=nn.ReLU(), conv=conv, bn=pnas_bn(out_channels))
 
 
@@ -282,7 +314,7 @@ def separable(in_channels, out_channels, kernel, stride=1):
     def pair(c, stride):
         conv = SameConv2d if stride == 2 else nn.Conv2d  # at stride 1 SAME is symmetric
         depthwise = conv(c, c, kernel, stride, kernel // 2, groups=c, bias=False)
-        return chain(depthwise_conv2d=depthwise, pointwise_conv2d=conv1x1(c, out_channels))
+        return chain(depthwise_conv2d=depthwise, pointwise_conv2d=Conv1x1(c, out_channels))
 
     return chain(
         relu_1=nn.ReLU(), separable_1=pair(in_channels, stride), bn_sep_1=pnas_bn(out_channels),
@@ -295,8 +327,8 @@ class FactorizedReduction(nn.Module):
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.path_1 = chain(conv=conv1x1(in_channels, out_channels // 2))
-        self.path_2 = chain(conv=conv1x1(in_channels, out_channels // 2))
+        self.path_1 = chain(conv=Conv1x1(in_channels, out_channels // 2))
+        self.path_2 = chain(conv=Conv1x1(in_channels, out_channels // 2))
         self.final_path_bn = pnas_bn(out_channels)
 
     def forward(self, x):  # (B, in, h, w)
@@ -324,7 +356,7 @@ class Cell(nn.Module):
         self.comb_iter_0_left = separable(left, width, 5, stride)
         self.comb_iter_0_right = nn.Identity()  # after a pool that is `width` wide
         if left != width:
-            self.comb_iter_0_right = chain(conv=conv1x1(left, width), bn=pnas_bn(width))
+            self.comb_iter_0_right = chain(conv=Conv1x1(left, width), bn=pnas_bn(width))
         self.comb_iter_1_left = separable(width, width, 7, stride)
         self.comb_iter_2_left = separable(width, width, 5, stride)
         self.comb_iter_2_right = separable(width, width, 3, stride)
@@ -461,7 +493,11 @@ class EfficientNet(Network):
 
         def layer(in_channels, out, kernel, stride=1, groups=1, act=activation):
             conv = SameConv2d if flavour == "tf" and stride == 2 else nn.Conv2d
-            conv = conv(in_channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
+            if kernel > 1:
+                options = {"padding": kernel // 2, "groups": groups, "bias": False}
+                conv = conv(in_channels, out, kernel, stride, **options)
+            else:
+                conv = Conv1x1(in_channels, out)
             act = act(inplace=True)
             return chain(conv=conv, bn=nn.BatchNorm2d(out, eps, momentum), act=act)
 
