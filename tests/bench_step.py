@@ -160,13 +160,13 @@ def compare(args, training, inputs, progress_of, ours):
         if plain:
             plain.kill()
             plain.wait()
+    ratios = [a["rate"] / b["rate"] for a, b in zip(*rounds.values(), strict=True)] if plain else []
     for name, rows in rounds.items():
-        row = {key: statistics.median(r[key] for r in rows) for key in rows[0]}
-        rate, memory = row.pop("rate"), row.pop("memory")
+        rate, memory = (statistics.median(r.pop(key) for r in rows) for key in ("rate", "memory"))
+        row = {part: statistics.mean(r[part] for r in rows) for part in rows[0]}  # adds up
         print(f"{name:<10}{rate:>9.2f} images/s{memory:>7.2f} GB  of a step:",
               ", ".join(f"{part} {share:.1%}" for part, share in row.items()))  # fmt: skip
     if plain:
-        ratios = [a["rate"] / b["rate"] for a, b in zip(*rounds.values(), strict=True)]
         print(f"train.py is {statistics.median(ratios):.2f} times as fast, in {ROUNDS} rounds "
               f"{min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
 
