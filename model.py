@@ -116,12 +116,11 @@ class Conv1x1(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, stride, bias=bias)
 
     def forward(self, x):  # (B, in, h, w)
-        z = x[:, :, :: self.stride[0], :: self.stride[1]]
-        pixels = z.shape[0] * z.shape[2] * z.shape[3]
-        if not z.is_cpu or pixels > 1024 or not x.is_contiguous(memory_format=torch.channels_last):
-            return super().forward(x)
-        z = F.linear(z.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
-        return z.permute(0, 3, 1, 2)  # (B, out, h/stride, w/stride), channels_last
+        if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last):
+            z = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]
+            if z.numel() <= 1024 * self.in_channels:  # (B, h/stride, w/stride, in)
+                return F.linear(z, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return super().forward(x)  # (B, out, h/stride, w/stride)
 
 
 class GlobalAverage(torch.autograd.Function):
@@ -492,12 +491,12 @@ class EfficientNet(Network):
             eps, momentum = 1e-3, 0.01
 
         def layer(in_channels, out, kernel, stride=1, groups=1, act=activation):
-            conv = SameConv2d if flavour == "tf" and stride == 2 else nn.Conv2d
-            if kernel > 1:
-                options = {"padding": kernel // 2, "groups": groups, "bias": False}
-                conv = conv(in_channels, out, kernel, stride, **options)
-            else:
+            if kernel == 1:
                 conv = Conv1x1(in_channels, out)
+            else:
+                conv = SameConv2d if flavour == "tf" and stride == 2 else nn.Conv2d
+                shape = in_channels, out, kernel, stride, kernel // 2
+                conv = conv(*shape, groups=groups, bias=False)
             act = act(inplace=True)
             return chain(conv=conv, bn=nn.BatchNorm2d(out, eps, momentum), act=act)
 

@@ -122,7 +122,7 @@ def measured(program, progress):
     held = held_memory(progress.device) / 1e9
     row = program(progress)
     parts = {part: seconds / row["seconds"] for part, seconds in progress.seconds.items()}
-    return {"rate": row["images_per_second"], "memory": row["memory_gb"] - held, **parts}
+    return {"rate": row["images_per_second"], "memory": row["memory_gb"] - held, "parts": parts}
 
 
 def compare(args, training, inputs, progress_of, ours):
@@ -160,13 +160,14 @@ def compare(args, training, inputs, progress_of, ours):
         if plain:
             plain.kill()
             plain.wait()
-    ratios = [a["rate"] / b["rate"] for a, b in zip(*rounds.values(), strict=True)] if plain else []
     for name, rows in rounds.items():
-        rate, memory = (statistics.median(r.pop(key) for r in rows) for key in ("rate", "memory"))
-        row = {part: statistics.mean(r[part] for r in rows) for part in rows[0]}  # adds up
+        rate, memory = (statistics.median(r[key] for r in rows) for key in ("rate", "memory"))
+        parts = rows[0]["parts"]  # medians would not add up
+        shares = {part: statistics.mean(r["parts"][part] for r in rows) for part in parts}
         print(f"{name:<10}{rate:>9.2f} images/s{memory:>7.2f} GB  of a step:",
-              ", ".join(f"{part} {share:.1%}" for part, share in row.items()))  # fmt: skip
+              ", ".join(f"{part} {share:.1%}" for part, share in shares.items()))  # fmt: skip
     if plain:
+        ratios = [a["rate"] / b["rate"] for a, b in zip(*rounds.values(), strict=True)]
         print(f"train.py is {statistics.median(ratios):.2f} times as fast, in {ROUNDS} rounds "
               f"{min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
 
