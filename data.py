@@ -565,15 +565,21 @@ def batches(dataset, indices, batch_size, workers=0, pin=False, rank=0, ranks=1)
     )
 
 
-def to_device(batch: Batch, device) -> Batch:
-    """Frames, labels, label maps on `device`, without waiting; sizes and index stay on the CPU."""
+def to_device(batch: Batch, device, stream=None) -> Batch:
+    """Frames, labels, label maps on `device`, without waiting; sizes and index stay on the CPU.
 
-    def move(tensor):
-        return None if tensor is None else tensor.to(device, non_blocking=True)
-
-    return batch._replace(
-        frames=move(batch.frames), labels=move(batch.labels), label_maps=move(batch.label_maps)
-    )
+    stream  of the GPU, for the copies: they pass while the GPU is still at the steps before
+    """
+    parts = {name: getattr(batch, name) for name in ("frames", "labels", "label_maps")}
+    with torch.cuda.stream(stream):
+        parts = {k: t if t is None else t.to(device, non_blocking=True) for k, t in parts.items()}
+    if stream is not None:
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for tensor in parts.values():
+            if tensor is not None:
+                tensor.record_stream(current)  # so that its memory is not given away before its use
+    return batch._replace(**parts)
 
 
 def describe(sets: dict[str, Frames]) -> str:

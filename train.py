@@ -329,6 +329,7 @@ def train_epoch(
     clip = args.clip_grad or math.inf
     cut = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else threshold * math.inf
     norms, skipped, first_bad, micro = *torch.zeros_like(totals[:2]), totals[0] + steps, 0
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
     seed_everything(args.seed + epoch + 10_000 * world.rank)
     progress.restart()
 
@@ -339,7 +340,7 @@ def train_epoch(
             group["lr"] = group["initial_lr"] * factor
         window = range(n)[step * B * K * R :][: B * K * R]  # positions in `order`
         for start in window[:: B * R]:
-            batch = data.to_device(next(loader), device)
+            batch = data.to_device(next(loader), device, copies)
             progress.mark("data")
             draws = augment.generator(args.seed, epoch, micro, world.rank)
             images, labels = augmentation(batch, draws)

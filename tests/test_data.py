@@ -550,3 +550,21 @@ def test_batches_do_not_depend_on_workers(tmp_path, workers):
     for a, b in zip(alone, data.batches(dataset, order, 3, workers), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert torch.cat([batch.index for batch in alone]).tolist() == order
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_copies_are_awaited_and_their_memory_is_kept():
+    """Neither a late copy is read too early, nor a late reader's memory given to a later copy."""
+    frames = torch.randint(256, (64, 3, 320, 570), dtype=torch.uint8).pin_memory()
+    batch = data.Batch(torch.arange(64), frames, torch.full((64, 2), 320), torch.ones(64, 43), None)
+    copies, wanted = torch.cuda.Stream(), frames.long().sum()
+    for late in (copies, torch.cuda.current_stream()):
+        with torch.cuda.stream(late):
+            torch.cuda._sleep(200_000_000)  # cycles: about 0.1 s
+        moved = data.to_device(batch, "cuda", copies)
+        assert moved.labels.is_cuda and moved.sizes is batch.sizes and moved.label_maps is None
+        total = moved.frames.sum()
+        del moved
+        with torch.cuda.stream(copies):
+            torch.zeros(64, 3, 320, 570, dtype=torch.uint8, device="cuda")
+        assert total.cpu() == wanted

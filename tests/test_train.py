@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ SMALL = [
     *"--workers 0 --cache ram".split(),
 ]
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 pytestmark = pytest.mark.usefixtures("own_cache", "signals")
 
 
@@ -114,14 +116,14 @@ def gradient(scenes, *flags):
     args.lr = 1.0
     dataset = data.A2D(scenes, "train", keep="cpu")
     torch.manual_seed(0)
-    net = model.create_model("tiny", 43, dropout=0)
+    net = model.create_model("tiny", 43, dropout=0).to(args.device)
     before = {k: p.detach().clone() for k, p in net.named_parameters()}
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     optimizer.param_groups[0]["initial_lr"] = 1.0
     row = train.train_epoch(
         0, dataset, train.Loss(net), optimizer, torch.amp.GradScaler("cpu", enabled=False),
         train.make_augmentation(args, {}, augment.EvalTransform(32)), None, 0.5,
-        train.Progress("", 1, torch.device("cpu")), args, checkpoint.World(),
+        train.Progress("", 1, torch.device(args.device)), args, checkpoint.World(),
     )  # fmt: skip
     return {k: before[k] - p.detach() for k, p in net.named_parameters()}, row
 
@@ -252,11 +254,14 @@ VARIANTS = {
     "adamw, bf16, accumulated": "--optimizer adamw --amp bf16 --accumulate 2",
     "two-stage, fp16": "--schedule two-stage --amp fp16 --freeze-backbone 1",
     "compiled": "--compile",
+    "cuda, fp16": "--device cuda --amp fp16 --augment report",
+    "cuda, bf16, average": "--device cuda --amp bf16 --cache device --optimizer adamw --ema 0.9",
 }
+MARKS = {"compiled": pytest.mark.slow, **{n: CUDA for n in VARIANTS if n.startswith("cuda")}}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "compiled")) for n in VARIANTS]
+    "name", [pytest.param(name, marks=MARKS.get(name, ())) for name in VARIANTS]
 )
 def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, name, monkeypatch):
     """Stopped after the second of three epochs, between the log line and last.pt."""
@@ -450,6 +455,55 @@ def test_frames_kept_on_the_device_change_nothing(scenes, tmp_path):
     assert same(weights(tmp_path / "off/last.pt"), kept)
 
 
+@CUDA
+def test_cuda_gradient_is_the_cpus(scenes, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    (expected, logged), (ours, row) = (
+        gradient(scenes, "--batch-size", "8", "--accumulate", "3", "--device", device)
+        for device in ("cpu", "cuda")
+    )
+    for name, wanted in expected.items():
+        # sums of some 1e4 products in another order; the step passes through float32 weights
+        assert torch.allclose(ours[name].cpu(), wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max())
+    assert row["loss"] == pytest.approx(logged["loss"], rel=1e-5)
+
+
+@CUDA
+@pytest.mark.parametrize("cache", ["ram", "device"])
+def test_cuda_steps_wait_for_nothing(scenes, cache):
+    """In ten steps the host waits for the GPU as often as in five: for the figures at the end."""
+    flags = ["--device", "cuda", "--amp", "fp16", "--cache", cache, "--augment", "report"]
+    args = train.parse_args([*SMALL, "--data", str(scenes), "--batch-size", "2", *flags])
+    dataset = data.A2D(scenes, "train", keep={"ram": "cpu", "device": "cuda"}[cache])
+    inputs = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    net = model.create_model("tiny").to("cuda", memory_format=torch.channels_last)
+    loss_of, optimizer = train.Loss(net), train.make_optimizer(net, args)
+    scaler, world = torch.amp.GradScaler("cuda"), checkpoint.World(True)
+    waits = []
+    for steps in (2, 5, 10):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            train.train_epoch(
+                0, dataset, loss_of, optimizer, scaler, train.make_augmentation(args, inputs, None),
+                None, 0.5, train.Progress("", steps, torch.device("cuda")), args, world,
+            )  # fmt: skip
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+    assert waits[1] == waits[2] > 0
+
+
+@CUDA
+def test_cuda_out_of_memory_ends_with_code_5(scenes, tmp_path, capsys):
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        code = run(scenes, tmp_path / "run", "--device", "cuda", "--arch", "resnet34")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert code == 5 and "--batch-size 4 --accumulate 2" in capsys.readouterr().err
+
+
 def test_benchmark_times_both_and_writes_nothing(scenes, tmp_path, capsys, monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
@@ -511,6 +565,18 @@ def test_evaluate_and_blend(scenes, trained, tmp_path, capsys):
     line = next(line for line in shown.splitlines() if line.startswith("blend")).split()
     assert line[3:] == [f"{100 * score:.1f}" for score in expected]
     assert f"{100 * expected[2]:.1f}" in shown.splitlines()[-3]
+
+
+@CUDA
+def test_cuda_evaluation_is_the_cpus(scenes, trained, tmp_path):
+    common = ["--evaluate", str(trained / "0/best.pt"), "--data", str(scenes), "--amp", "off"]
+    for device in ("cpu", "cuda"):
+        out = str(tmp_path / device)
+        assert train.main([*common, "--device", device, "--out", out]) == 0
+    tables = [predictions(tmp_path / device / "predictions.csv") for device in ("cpu", "cuda")]
+    for cpu, cuda in zip(*tables, strict=True):
+        for name in data.CLASSES:  # TF32 keeps 10 bits of a factor
+            assert float(cuda[name]) == pytest.approx(float(cpu[name]), abs=2e-3)
 
 
 def test_a_blend_is_fitted_kept_and_used_again(scenes, trained, tmp_path, capsys):
