@@ -888,7 +888,7 @@ def log_row(epoch, row, report) -> dict:
 def main(argv=None) -> int:
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     args = parse_args(argv)
-    if args.device.startswith("cuda"):
+    if ":" in args.device:
         torch.cuda.set_device(args.device)
     try:
         world = checkpoint.World(args.device.startswith("cuda"))

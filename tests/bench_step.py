@@ -146,8 +146,10 @@ def compare(args, training, inputs, progress_of, ours):
         plain.stdin.flush()
         plain.stdout.readline()  # until it is ready
         rounds["plain timm"] = []
-    else:
+    elif args.arch in TIMM_NAMES:
         print("nothing to compare with – pip install timm")
+    else:
+        print(f"nothing to compare with: timm has no {args.arch}")
     try:
         for number in range(1, ROUNDS + 1):
             name, device = f"round {number}/{ROUNDS}", torch.device(args.device)

@@ -1,5 +1,6 @@
 """train.py: schedules, the gradient of a window, resume to the bit, exit codes, evaluation."""
 
+import ast
 import csv
 import itertools
 import json
@@ -453,6 +454,33 @@ def test_frames_kept_on_the_device_change_nothing(scenes, tmp_path):
     kept = weights(tmp_path / "ram/last.pt")
     assert same(weights(tmp_path / "device/last.pt"), kept)
     assert same(weights(tmp_path / "off/last.pt"), kept)
+
+
+def pretended_cuda(scenes, out, *flags):
+    """How often each function waits for the GPU; raises if the run does."""
+    command = [sys.executable, "-m", "tests.pretended_cuda", *SMALL, "--device", "cuda"]
+    run = subprocess.run([*command, "--data", str(scenes), "--out", str(out), *flags],
+                         cwd=ROOT, capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return ast.literal_eval(run.stdout.splitlines()[-1].removeprefix("waits: "))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--amp fp16 --augment report --cache device", "--amp bf16 --head linear --pos-weight 9"],
+)
+def test_no_step_waits_for_a_pretended_gpu(scenes, tmp_path, flags):
+    three, six = (
+        pretended_cuda(scenes, tmp_path / size, *flags.split(), "--batch-size", size)
+        for size in ("8", "4")
+    )
+    assert three["train_epoch"] == six["train_epoch"] > 0
+
+
+def test_evaluation_on_a_pretended_gpu_waits_once_a_batch(scenes, trained, tmp_path):
+    flags = ["--evaluate", str(trained / "0/best.pt"), "--explain", "bird-flying"]
+    waits = pretended_cuda(scenes, tmp_path, *flags, "--batch-size", "4")  # 9 frames
+    assert waits.pop("predict") == 3 and set(waits) == {"explain"}
 
 
 @CUDA
