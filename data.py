@@ -12,17 +12,22 @@ Differs from the course's loader: RGB in place of BGR, levels stay uint8 until t
 (not class 0, adult-climbing) stands where a label map says nothing.
 """
 
+import argparse
 import csv
 import ctypes
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
 import signal
+import stat
 import sys
 import time
+import unicodedata
 import warnings
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -104,18 +109,12 @@ def decode(path) -> np.ndarray:
 
 
 @cache
-def _class_of_colour() -> np.ndarray:
-    table = np.full(1 << 24, NONE, np.uint8)
-    for index, (_, (_, (r, g, b))) in enumerate(sorted(demo.PALETTE.items())):
-        table[r << 16 | g << 8 | b] = index
-    return table
-
-
-@cache
-def _class_of_id() -> np.ndarray:
-    table = np.full(256, NONE, np.uint8)
-    table[sorted(demo.PALETTE)] = np.arange(len(CLASSES))
-    return table
+def _classes() -> tuple[np.ndarray, np.ndarray]:
+    """Class index, 255 = none: of ids (256,), and of colours r << 16 | g << 8 | b (2^24,)."""
+    of_id, of_colour = np.full(256, NONE, np.uint8), np.full(1 << 24, NONE, np.uint8)
+    for index, (i, (_, (r, g, b))) in enumerate(sorted(demo.PALETTE.items())):
+        of_id[i] = of_colour[r << 16 | g << 8 | b] = index
+    return of_id, of_colour
 
 
 def read_label_map(path) -> tuple[np.ndarray, int]:
@@ -131,16 +130,16 @@ def read_label_map(path) -> tuple[np.ndarray, int]:
             raise DataError(f"{path}: .mat label maps need h5py – pip install h5py") from None
         try:
             with h5py.File(path) as file:
-                ids = np.asarray(file["reS_id"][()]).T.astype(np.int64)
-        except (OSError, KeyError) as error:
+                ids = np.asarray(file["reS_id"][()]).T  # (H, W) float64
+            whole = np.nan_to_num(ids, nan=NONE).clip(0, NONE).astype(np.uint8)
+        except Exception as error:  # h5py and numpy raise nearly every type on what is no matrix
             raise DataError(f"{path}: no reS_id can be read ({error}) – replace it") from None
-        known = (ids >= 0) & (ids < 256)
-        label_map = np.where(known, _class_of_id()[np.where(known, ids, 0)], NONE).astype(np.uint8)
+        label_map = np.where(whole == ids, _classes()[0][whole], NONE)
         background = ids == 0
     else:
         colour = decode(path).astype(np.int32)  # (H, W, 3)
         code = colour[:, :, 0] << 16 | colour[:, :, 1] << 8 | colour[:, :, 2]
-        label_map = _class_of_colour()[code]
+        label_map = _classes()[1][code]
         background = code == 0
     return label_map, int(((label_map == NONE) & ~background).sum())
 
@@ -192,19 +191,24 @@ class Frames(Dataset):
         What was found is remembered per list of (path, bytes, time) in the user's cache folder, so
         that the next start only looks at the files' sizes and times.
         """
-        stamp, missing = hashlib.sha256(b"index 1"), set()
+        stamp, missing = hashlib.sha256(b"index 2"), set()
         for i, path in enumerate(self.paths):
             for file in [path] if self.map_paths is None else [path, self.map_paths[i]]:
                 try:
-                    stat = os.stat(file)
-                    stamp.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
-                    wrong = os.path.isdir(file) and "is a folder – name an image"
+                    seen = os.stat(file)
+                    stamp.update(f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode())
+                    regular = stat.S_ISREG(seen.st_mode)  # opening a pipe would wait for ever
+                    wrong = not regular and "is a folder or a device – name an image"
                 except OSError as error:
                     wrong = f"{error.strerror} – restore it or drop the line"
+                    if not file.isascii():  # an accent can be written in two ways that look alike
+                        wrong += f"; the name is {ascii(os.path.basename(file))}"
+                except UnicodeEncodeError:
+                    wrong = "its name is not UTF-8 – rename it"
                 if wrong:
                     missing.add(i)
                     problems.append(f"{self.where[i]}: {file}: {wrong}")
-        index = cache_folder() / f"{stamp.hexdigest()[:32]}.json"
+        index = f"{stamp.hexdigest()[:32]}.json"
         recalled = None if self.kept is not None or missing else _recall(index)
         found = recalled or self._decode_all(problems, missing)
         if problems:
@@ -215,6 +219,11 @@ class Frames(Dataset):
             self.labels = torch.zeros(len(self), len(self.class_names))
             for row, present in zip(self.labels, found["present"], strict=True):
                 row[present] = 1
+            if not self.labels.any():
+                raise DataError(
+                    f"{self.map_paths[0]}: neither this label map nor another of its list shows one"
+                    f" of the {len(self.class_names)} classes – restore A2D's Annotations/"
+                )
         if found["unknown"]:
             warnings.warn(
                 f"{len(found['unknown'])} label map(s) hold ids outside the "
@@ -242,7 +251,7 @@ class Frames(Dataset):
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL
             for i, (errors, present, unknown) in enumerate(pool.map(look, range(len(self)))):
                 problems += [f"{self.where[i]}: {error}" for error in errors]
-                result["present"].append(present)
+                result["present"] += [present] if self.map_paths else []
                 result["unknown"] += [self.map_paths[i]] if unknown else []
                 if time.monotonic() - said > 5:
                     said = time.monotonic()
@@ -252,32 +261,35 @@ class Frames(Dataset):
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "a2d-index"
+    return demo.cache_home() / "a2d-index"
 
 
-def _recall(file: Path):
+def _recall(name):
+    """What _remember has kept, or None: also where its bytes are no longer those."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
+        digest, _, text = (cache_folder() / name).read_text().partition("\n")
+    except (OSError, RuntimeError, ValueError):
         return None
+    return json.loads(text) if hashlib.sha256(text.encode()).hexdigest() == digest else None
 
 
-def _remember(file: Path, found):
+def _remember(name, found):
     """Atomic, and only a shortcut: one that cannot be written costs time, not results."""
+    text = json.dumps(found)
     try:
+        file = cache_folder() / name
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(found))
+        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
         os.replace(temporary, file)
-    except OSError as error:
-        print(f"note: {file.parent} cannot be written ({error.strerror}); images are checked anew")
+    except (OSError, RuntimeError) as error:
+        print(f"note: images are checked anew, since no index can be kept ({error}) – set "
+              "XDG_CACHE_HOME to a folder that can be written")  # fmt: skip
 
 
 def _leaves_root(path: str) -> bool:
-    """True for absolute paths, `..`, `~`, drive letters, backslashes, NUL; links may leave."""
-    return bool(re.match(r"[A-Za-z]:|/|~|$", path)) or "\0" in path or "\\" in path or (
-        ".." in path.split("/")
-    )
+    """True for absolute paths, `..`, `~`, drive letters, backslashes, ""; links may leave."""
+    return bool(re.match(r"[A-Za-z]:|/|~|$", path)) or "\\" in path or ".." in path.split("/")
 
 
 class A2D(Frames):
@@ -295,29 +307,28 @@ class A2D(Frames):
         if found is None:
             raise DataError(f"{root}: no A2D tree – it must hold pngs320H/ and Annotations/")
         listed, problems = _a2d_list(found, split)
-        names, where, paths, maps, seen = [], [], [], [], {}
-        for place, name in listed:
+        seen = {}
+        for where, name in listed:
             if _leaves_root(name) or name.count("/") != 1:
-                problems.append(f"{place}: {name!r} is not <video>/<frame>")
-            elif name in seen:
-                problems.append(f"{place}: {name} stands already at {seen[name]} – drop one")
-            else:
-                seen[name] = place
-                names.append(name)
-                where.append(place)
-                paths.append(str(found / "pngs320H" / f"{name}.png"))
-                col = found / f"Annotations/col/{name}.png"
-                mat = found / f"Annotations/mat/{name}.mat"
-                maps.append(str(mat if mat.exists() and not col.exists() else col))
-        if not listed:
-            problems.append(f"{found}: its {split} list is empty")
+                problems.append(f"{where}: {name!r} is not <video>/<frame> – correct it")
+            elif seen.setdefault(name, where) != where:
+                problems.append(f"{where}: {name} stands already at {seen[name]} – drop one")
+        paths = [f"{found}/pngs320H/{name}.png" for name in seen]
+        maps = [f"{found}/Annotations/col/{name}.png" for name in seen]
+        for i, name in enumerate(seen):
+            mat = f"{found}/Annotations/mat/{name}.mat"
+            if not os.path.exists(maps[i]) and os.path.exists(mat):
+                maps[i] = mat
+        if not listed and not problems:
+            problems.append(f"{found}: its {split} list is empty – restore it")
+        names, where = list(seen), list(seen.values())
         super().__init__(CLASSES, names, paths, where, None, maps, keep, problems)
 
 
 def find_a2d(root) -> Path | None:
     """The folder of an A2D tree at or below `root`, or None."""
     for folder in (Path(root), Path(root) / "Release", Path(root) / "A2D"):
-        if (folder / "pngs320H").is_dir() and (folder / "Annotations").is_dir():
+        if os.path.isdir(folder / "pngs320H") and os.path.isdir(folder / "Annotations"):
             return folder
     return None
 
@@ -325,23 +336,32 @@ def find_a2d(root) -> Path | None:
 def _a2d_list(root, split):
     """[(where, "<video>/<frame>")] of one split, and the problems of the list itself."""
     file = root / "list" / f"{split}.txt"
-    if file.exists():
-        lines = enumerate(_read_text(file).splitlines(), 1)
-        return [(f"{file}:{n}", line.strip()) for n, line in lines if line.strip()], []
+    if os.path.exists(file):
+        return _lines(file), []
+    if os.path.exists(root / "list"):  # the official split would be another set of frames
+        raise DataError(f"{file}: cannot be found – restore it or drop list/ to split officially")
     file = root / "videoset.csv"
-    if split not in ("train", "val") or not file.exists():
+    if split not in ("train", "val") or not os.path.exists(file):
         raise DataError(f"{root}: has neither list/{split}.txt nor an official {split} split")
     listed, problems = [], []
-    for n, row in enumerate(csv.reader(_read_text(file).splitlines()), 1):
+    for where, line in _lines(file):
+        row = [cell.strip() for cell in line.split(",")]
         if len(row) != 9 or row[8] not in ("0", "1") or _leaves_root(row[0]):
-            problems.append(f"{file}:{n}: {row} – must be 9 columns, an id first, 0 or 1 last")
+            problems.append(f"{where}: {line[:99]!r} – must be 9 columns, an id first, 0 or 1 last")
         elif row[8] == ("0" if split == "train" else "1"):
-            folders = (root / "Annotations" / kind / row[0] for kind in ("col", "mat"))
-            frames = {f.stem for d in folders if d.is_dir() for f in d.iterdir()}
-            listed += [(f"{file}:{n}", f"{row[0]}/{frame}") for frame in sorted(frames)]
+            maps = root / "Annotations"
+            frames = {f.stem for f in (maps / "col" / row[0]).glob("[!.]*.png")}
+            frames |= {f.stem for f in (maps / "mat" / row[0]).glob("[!.]*.mat")}
+            listed += [(where, f"{row[0]}/{frame}") for frame in sorted(frames)]
             if not frames:
-                problems.append(f"{file}:{n}: {row[0]} has no label map below Annotations/")
+                problems.append(f"{where}: {row[0]} has no label map – restore it or drop the line")
     return listed, problems
+
+
+def _lines(file) -> list[tuple[str, str]]:
+    """[("file:line", text)] of the lines that are not blank."""
+    lines = enumerate(_read_text(file).split("\n"), 1)
+    return [(f"{file}:{n}", line.strip()) for n, line in lines if line.strip()]
 
 
 def _read_text(file) -> str:
@@ -351,10 +371,10 @@ def _read_text(file) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{file}:{line}: not UTF-8 – save it as UTF-8") from None
     except OSError as error:
-        raise DataError(f"{file}: {error.strerror}") from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(f"{file}:{line}: holds a NUL byte – it is no text file")
+        raise DataError(f"{file}: {error.strerror} – restore it, or make it readable") from None
+    if wrong := re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text):  # all but tab and \n
+        line = text[: wrong.start()].count("\n") + 1
+        raise DataError(f"{file}:{line}: holds the control character {wrong[0]!r} – remove it")
     return text
 
 
@@ -372,56 +392,77 @@ class CSVDataset(Frames):
 
     def __init__(self, path, split=None, classes=None, keep=None):
         path, problems = Path(path), []
-        rows = _csv_rows(path, problems)
-        names_file = path.parent / "classes.txt"
-        if classes is None and names_file.exists():
-            classes = [line.strip() for line in _read_text(names_file).splitlines() if line.strip()]
+        rows, named = _csv_rows(path, problems)
         if classes is None:
-            classes = sorted({name for row in rows for name in row.labels})
+            classes = _csv_classes(path, named, problems)
+            if not problems and not any(row.labels for row in rows):
+                problems.append(f"{path}: names no label in any row – fill the column labels")
         column = {name: i for i, name in enumerate(classes)}
+        known = ", ".join(classes[:8]) + (" …" if len(classes) > 8 else "")
         for row in rows:
-            problems += [
-                f"{row.where}: unknown label {name!r} – the classes are {', '.join(classes[:8])}"
-                + (" …" if len(classes) > 8 else "")
-                for name in row.labels
-                if name not in column
-            ]
-        if not classes and not problems:
-            problems.append(f"{path}: names no label in any row")
-        rows = [row for row in rows if split is None or row.split == split]
+            for name in row.labels:
+                if name not in column:
+                    problems.append(f"{row.where}: unknown label {name!r} – classes are {known}")
+        rows = [row for row in rows if split in (None, row.split)]
         if not rows and not problems:
-            problems.append(f"{path}: no row is of split {split}")
-        labels = torch.zeros(len(rows), len(classes))
-        for vector, row in zip(labels, rows, strict=True):
+            problems.append(f"{path}: no row is of split {split} – name some in a column split")
+        labels = np.zeros((len(rows), len(classes)), np.float32)
+        for row, vector in zip(rows, labels, strict=True):
             vector[[column[name] for name in row.labels if name in column]] = 1
-        names = [row.path for row in rows]
-        paths = [str(path.parent / name) for name in names]
-        where = [row.where for row in rows]
+        names, where = [row.path for row in rows], [row.where for row in rows]
+        paths = [os.path.join(path.parent, name) for name in names]
+        labels = torch.from_numpy(labels)
         super().__init__(classes, names, paths, where, labels, None, keep, problems)
 
 
-class _Row(NamedTuple):
-    where: str
-    path: str
-    labels: list[str]
-    split: str
+def _csv_classes(path, named, problems):
+    """The names in `classes.txt` beside the CSV or, sorted, those that it names itself."""
+    file, first = path.parent / "classes.txt", {}
+    if os.path.exists(file):
+        for where, name in _lines(file):
+            if first.setdefault(name, where) != where:
+                problems.append(f"{where}: {name} stands already at {first[name]} – drop one")
+        if not first:
+            problems.append(f"{file}: names no class – write one a line, or remove the file")
+        return list(first)
+    for name in sorted(named):
+        shape = unicodedata.normalize("NFKC", name).casefold()
+        other = first.setdefault("".join(filter(str.isprintable, shape)), name)
+        if other != name:
+            problems.append(
+                f"{named[name]}: label {name!r} looks like {other!r} ({named[other]}) – write both "
+                "alike, or list both in classes.txt"
+            )
+    return sorted(named)
 
 
-def _csv_rows(path, problems) -> list[_Row]:
-    """Rows in file order; adds to `problems` what is wrong with them: line, column, value."""
-    reader = csv.reader(_read_text(path).splitlines(keepends=True), strict=True)
-    rows, first = [], {}
+_Row = namedtuple("_Row", "where path labels split")  # "file:line", str, [str], str
+
+
+def _csv_rows(path, problems):
+    """([_Row] in file order, {label: where it stands first}); problems by line, column, value."""
+    reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
+    rows, named, first, line = [], {}, {}, 1  # the line that a row begins at
     try:
         header = [name.strip() for name in next(reader, [])]
         if "path" not in header or "" in header or not 2 <= len(set(header)) == len(header):
-            raise DataError(f"{path}:1: the header must name path and labels, or a column a class")
+            raise DataError(
+                f"{path}:1: the header must name path and labels, or a column a class, each once, "
+                f"commas between them – it is {header[:8]}"
+            )
         classes = [name for name in header if name not in ("path", "labels", "split")]
         if "labels" in header and classes:
             raise DataError(f"{path}:1: both `labels` and columns {classes[:5]} – keep one kind")
+        named |= dict.fromkeys(classes, f"{path}:1")
+        line += reader.line_num
         for cells in reader:
-            where = f"{path}:{reader.line_num}"
+            where, lines = f"{path}:{line}", reader.line_num + 1 - line
+            line += lines
+            if lines > 1:
+                problems.append(f"{where}: a quoted cell goes on for {lines} lines – end it in one")
+                continue
             if len(cells) != len(header):
-                problems.append(f"{where}: {len(cells)} cells for {len(header)} columns")
+                problems.append(f"{where}: {len(cells)} cells, {len(header)} columns – correct it")
                 continue
             cell = dict(zip(header, (c.strip() for c in cells), strict=True))
             name, split = cell["path"], cell.get("split")
@@ -431,38 +472,45 @@ def _csv_rows(path, problems) -> list[_Row]:
                 labels = [c for c in classes if cell[c] == "1"]
                 wrong = [c for c in classes if cell[c] not in ("0", "1")]
                 problems += [f"{where}: column {c} is {cell[c]!r} – must be 0, 1" for c in wrong]
+            for label in labels:
+                named.setdefault(label, where)
+            file = os.path.normpath(name)  # ./a.png and b//../a.png are a.png too
             if _leaves_root(name):
-                problems.append(f"{where}: path {name!r} leaves the folder of the CSV")
-            elif name in first:
-                problems.append(f"{where}: {name} stands at line {first[name]} too – drop one")
+                problems.append(f"{where}: path {name!r} – must name a file below the CSV's folder")
+            elif file in first:
+                problems.append(f"{where}: {name} stands already at {first[file]} – drop one")
             else:
-                first[name] = reader.line_num
+                first[file] = where
                 if split is None:
                     split = "val" if hashlib.sha256(name.encode()).digest()[0] % 5 == 0 else "train"
                 rows.append(_Row(where, name, labels, split))
             if split not in ("train", "val", "test", None):
                 problems.append(f"{where}: column split is {split!r} – must be train, val, test")
     except csv.Error as error:
-        problems.append(f"{path}:{reader.line_num}: {error}")
-    return rows
+        problems.append(f"{path}:{line}: {error} – look for an odd quotation mark from here on")
+    return rows, named
 
 
 class ImageFolder(Frames):
     """Images without labels: every picture below a folder, by extension, sorted; or one file."""
 
     def __init__(self, path, class_names=(), keep=None):
-        path = Path(path)
-        files = [path] if path.is_file() else sorted(path.rglob("*"))
-        files = [file for file in files if file.suffix.lower() in EXTENSIONS and not file.is_dir()]
-        names = [file.relative_to(path).as_posix() if file != path else file.name for file in files]
-        paths = [str(file) for file in files]
-        problems = [] if files else [f"{path}: no picture, of {', '.join(sorted(EXTENSIONS))}"]
+        path, errors = Path(path), []
+        single = path.is_file()
+        top = path.parent if single else path
+        walk = [(top, (), [path.name])] if single else os.walk(top, onerror=errors.append)
+        files = [Path(folder, name) for folder, _, names in walk for name in names]
+        files = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
+        names, paths = [file.relative_to(top).as_posix() for file in files], list(map(str, files))
+        problems = [f"{e.filename}: {e.strerror} – name a folder that can be read" for e in errors]
+        if not files and not problems:
+            problems = [f"{path}: no picture, of {', '.join(sorted(EXTENSIONS))}"]
         super().__init__(class_names, names, paths, names, keep=keep, problems=problems)
 
 
 def _demo(spec):
     """"demo", or "demo:TRAIN/VAL" for other numbers of frames."""
-    match = re.fullmatch(r"demo(?::(\d+)/(\d+))?", spec)
+    match = re.fullmatch(r"demo(?::([1-9][0-9]{,7})/([1-9][0-9]{,7}))?", spec)
     if not match:
         raise DataError(f"--data {spec}: must be demo or demo:TRAIN/VAL, two numbers of frames")
     return demo.cached(*(int(n) for n in match.groups() if n))
@@ -474,9 +522,13 @@ def load(spec, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
     classes  a checkpoint's class names: A2D's must equal them, a CSV is read with them
     raises   DataError with the problems of all splits together, frames in two splits among them
     """
-    path = _demo(spec) if spec.split(":")[0] == "demo" else Path(spec)
-    if not path.exists():
-        raise DataError(f"{path}: does not exist – name an A2D tree, a .csv or a folder of images")
+    drawn = spec.split(":")[0] == "demo"
+    path = _demo(spec) if drawn else Path(spec)
+    if not spec or not os.path.exists(path):
+        raise DataError(
+            f"--data {spec}: does not exist, or may not be read – name an A2D tree, a .csv or a "
+            "folder of images"
+        )
     if path.suffix.lower() == ".csv" and path.is_file():
         opened = partial(CSVDataset, path, classes=classes, keep=keep)
     elif find_a2d(path):
@@ -496,6 +548,8 @@ def load(spec, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
             for i, name in enumerate(right.names)
             if name in place
         ]
+    if problems and drawn:
+        problems.append(f"{path}: holds drawn scenes – remove it, and they are drawn anew")
     if problems:
         raise DataError(*dict.fromkeys(problems))
     for split, dataset in sets.items():
@@ -615,7 +669,10 @@ def write_page(path, pictures, captions, columns=6):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Check a data set and print what is in it.")
+    parser.add_argument("data", nargs="?", default="demo", help="as for train.py (%(default)s)")
     try:
-        print(describe(load(sys.argv[1] if len(sys.argv) == 2 else "demo")))
-    except DataError as failure:
-        sys.exit(f"data: {failure}")
+        print(describe(load(parser.parse_args().data)))
+    except (DataError, MemoryError, OSError) as failure:
+        print(f"data.py: {failure}", file=sys.stderr)
+        sys.exit(3 if isinstance(failure, DataError) else 5)

@@ -53,6 +53,7 @@ LABELS_A_FRAME = (0.691, 0.26, 0.045, 0.004)  # 1 to 4 labels: A2D's validation 
 EXTRA_ADULT_NONE = 0.44  # drawn without repeats, adult-none becomes 40 % of the extra labels
 HEIGHT, WIDTHS = 160, {284: 0.55, 213: 0.35, 240: 0.10}  # A2D: 320 and 568, 426, 480 pixels
 ZOOM = 2  # drawn at twice the size, then averaged
+BYTES_A_FRAME = 80_000  # about, on disk without .mat
 SIZE = {"adult": 0.56, "baby": 0.48, "ball": 0.24, "bird": 0.40, "car": 0.36, "cat": 0.42,
         "dog": 0.44}  # of the frame's height
 
@@ -360,6 +361,9 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, mat=False, progress=pr
         raise ValueError(f"train {train}, val {val}, seed {seed} must be >= 0, hint {hint} in 0..1")
     root, total = Path(root), train + val
     root.parent.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(root.parent).free) < total * BYTES_A_FRAME:
+        raise OSError(f"{total} frames take about {total * BYTES_A_FRAME / 1e9:.0f} GB, "
+                      f"and {root.parent} has {free / 1e9:.0f} GB left")
     part, guard = (root.parent / f".{root.name}.{end}" for end in ("part", "lock"))
     with open(guard, "w") as lock, contextlib.ExitStack() as cleanup:
         if fcntl:  # one writer at a time; its lock dies with it, so what is found is stale
@@ -388,16 +392,25 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, mat=False, progress=pr
         os.rename(part, root)
 
 
+def cache_home():
+    """$XDG_CACHE_HOME where it is absolute, as its specification asks, or else ~/.cache.
+
+    raises     RuntimeError where the user has no home
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+
+
 def cached(train=1024, val=256, seed=0, progress=print):
     """The scenes' folder in the user's cache, drawn on the first call; OSError where that fails."""
-    base = os.environ.get("A2D_DEMO_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = Path(base, "a2d-demo", f"v{VERSION}-seed{seed}-{train}-{val}")
+    name, named = f"a2d-demo/v{VERSION}-seed{seed}-{train}-{val}", os.environ.get("A2D_DEMO_CACHE")
+    root = Path(name)
     try:
-        root = root.expanduser()
+        root = (Path(named).expanduser() if named else cache_home()) / name
         if not root.is_dir():
             generate(root, train, val, seed, progress=progress)
     except (OSError, RuntimeError) as error:
-        if not root.is_dir():  # else another process has just finished it
+        if not os.path.isdir(root):  # else another process has just finished it
             raise OSError(f"cannot draw the demo scenes - {root}: {error} - "
                           "set A2D_DEMO_CACHE to a folder with room for them") from error
     return root

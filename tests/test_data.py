@@ -2,7 +2,9 @@
 
 import csv
 import io
-import json
+import os
+import runpy
+import shutil
 import subprocess
 import sys
 import zlib
@@ -314,12 +316,58 @@ def test_a2d_wrong_label_map_size(tmp_path):
     assert "abc/00001" in found and "(8, 9)" in found and "(8, 10)" in found
 
 
+def test_a2d_lists_are_all_there_or_none(tmp_path):
+    write_a2d(tmp_path, FRAMES, {"train": list(FRAMES)[:2]})
+    (found,) = problems(data.load, str(tmp_path))  # the official val is another set of frames
+    assert "list/val.txt: cannot be found" in found
+
+
+def test_a2d_without_any_of_the_classes(tmp_path):
+    write_a2d(tmp_path, {"a/1": (0, []), "b/1": (0, [97]), "c/1": (1, [])})
+    for split, name in ("train", "a/1"), ("val", "c/1"):
+        assert f"{name}.png: neither" in problems(data.A2D, tmp_path, split)[0]
+
+
+def test_a2d_tidied_by_a_file_manager(tmp_path):
+    write_a2d(tmp_path, FRAMES)
+    for name in (".DS_Store", "._00001.png", "Thumbs.db"):
+        (tmp_path / "Annotations/col/abc" / name).write_bytes(b"x")
+    rows = (tmp_path / "videoset.csv").read_text()
+    (tmp_path / "videoset.csv").write_text(rows.replace("\n", " \r\n") + "\n")
+    check_read(data.A2D(tmp_path, "train"), dict(list(FRAMES.items())[:2]))
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"abc", np.zeros(4, "i4,f8"), np.zeros((9, 8, 2))], ids=repr
+)
+def test_a2d_mat_that_holds_no_matrix(tmp_path, content):
+    write_a2d(tmp_path, {"a/1": (0, [11])}, kinds=("mat",))
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "Annotations/mat/a/1.mat", "w") as file:
+        file.create_group("reS_id") if content is None else file.create_dataset(
+            "reS_id", data=content
+        )
+    (found,) = problems(data.A2D, tmp_path, "train")
+    assert "a/1.mat: " in found and "\n" not in found
+
+
+def test_a2d_mat_ids_are_whole_numbers(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.mat", "w") as file:
+        file["reS_id"] = [[0, 11, 11.5, np.nan, np.inf], [-1, 255, 267, 79, 1e30]]  # 267 - 256 = 11
+    label_map, unknown = data.read_label_map(tmp_path / "a.mat")
+    assert label_map.T.tolist() == [[255, 0, 255, 255, 255], [255, 255, 255, 42, 255]]
+    assert unknown == 7
+
+
 def test_a2d_broken_csv_lines(tmp_path):
     write_a2d(tmp_path, FRAMES)
     with open(tmp_path / "videoset.csv", "a") as file:
         file.write("short,1\n../up,11,0,0,8,9,6,1,0\nempty,11,0,0,8,9,6,1,0\nx,11,0,0,8,9,6,1,2\n")
+        file.write('"open,11\n' + "x" * 200_000 + "\n")
     found = problems(data.A2D, tmp_path, "train")
-    assert [p.split(": ")[0].rsplit(":", 1)[1] for p in found] == ["4", "5", "6", "7"]
+    assert [p.split(": ")[0].rsplit(":", 1)[1] for p in found] == list("456789")
+    assert max(map(len, found)) < 400
 
 
 # ------------------------------------------------------------------------------------ CSV, folders
@@ -364,6 +412,22 @@ def test_csv_class_order_from_file_and_from_checkpoint(tmp_path):
     assert "images.csv:2" in found and "'dog'" in found
 
 
+def test_csv_classes_txt_names_each_class_once(tmp_path):
+    path = csv_folder(tmp_path, "path,labels\na.png,dog\nb.png,Dog\n")
+    (tmp_path / "classes.txt").write_text("dog\nDog\n")  # alike, but both are meant
+    assert data.CSVDataset(path).labels.tolist() == [[1, 0], [0, 1]]
+    (tmp_path / "classes.txt").write_text("dog\nDog\n\ndog\n")
+    (found,) = problems(data.CSVDataset, path)
+    assert "classes.txt:4" in found and "classes.txt:1" in found
+    (tmp_path / "classes.txt").write_text("\n")
+    assert "names no class" in problems(data.CSVDataset, path)[0]
+
+
+def test_csv_column_of_zeros_is_a_class(tmp_path):
+    dataset = data.CSVDataset(csv_folder(tmp_path, "path,dog,cat\na.png,1,0\nb.png,1,0\n"))
+    assert dataset.class_names == ["cat", "dog"] and dataset.labels.tolist() == [[0, 1], [0, 1]]
+
+
 def test_csv_split_by_hash_does_not_move_when_rows_are_added(tmp_path):
     names = [f"{i}.png" for i in range(60)]
     path = csv_folder(tmp_path, "path,labels\n" + "".join(f"{n},x\n" for n in names), names)
@@ -386,20 +450,33 @@ BAD_CSVS = [  # text, then for each problem its line and a word of it
         "path,dog,cat\na.png,1,2\nb.png,yes,0\nc.png,0.5,\n",
         [(2, "cat is '2'"), (3, "dog is 'yes'"), (4, "dog is '0.5'"), (4, "cat is ''")],
     ),
-    ("path,labels\na.png,x\na.png,y\n", [(3, "line 2")]),
+    ("path,labels\na.png,x\na.png,y\n", [(3, "images.csv:2 ")]),
     ("path,labels\na.png,x\n\nb.png,y\n", [(3, "0 cells")]),
     ("path,labels\na.png,x,extra\n", [(2, "3 cells")]),
     ("path,labels,split\na.png,x,Train\n", [(2, "'Train'")]),
     ("path,labels\ngone.png,x\n", [(2, "No such file")]),
     (
         "path,labels\n../a.png,x\n/etc/hosts,x\n~/a.png,x\nC:/a.png,x\nb\\..\\a.png,x\n,x\n",
-        [(i, "leaves") for i in range(2, 8)],
+        [(i, "must name a file below") for i in range(2, 8)],
     ),
-    (b"path,labels\na.png,x\0\n", [(2, "NUL")]),
+    (b"path,labels\na.png,x\0\n", [(2, r"'\x00'")]),
     (b"path,labels\na.png,x\nb.png,\xff\n", [(3, "UTF-8")]),
     ('path,labels\na.png,"x\n', [(2, "unexpected end")]),
     ("path,labels\na.png," + "x" * 200_000 + "\n", [(2, "field larger")]),
     ("path,labels\na.png,\n", [(None, "no label")]),
+    ("path,dog\na.png,0\n", [(None, "no label")]),
+    ('"path,labels\na.png,x\n', [(1, "unexpected end")]),
+    ("path;labels\na.png;x\n", [(1, "['path;labels']")]),
+    ("path,labels\na.png,\x1b[31mx\n", [(2, r"'\x1b'")]),
+    ("path,labels\na.png,x\nb.png,y\u2028z\n", [(3, r"'\u2028'")]),  # a line to str.splitlines
+    ('path,labels\n"a\n.png",x\n"b.png",y\ngone.png,x\n', [(2, "2 lines"), (5, "No such file")]),
+    ('path,labels\na.png,x\n"b.png,y\nc.png,y\n', [(3, "unexpected end")]),
+    ("path,labels\na.png,x\n./a.png,y\n.//a.png,y\n", [(3, ".csv:2 "), (4, ".csv:2 ")]),
+    ("path,labels\na.png,dog\nb.png,Dog\n", [(2, "'dog' looks like 'Dog'")]),
+    ("path,labels\na.png,\xe9\nb.png,e\u0301\n", [(2, "looks like 'e\u0301'")]),
+    ("path,labels\na.png,dog\nb.png,do\u200bg\n", [(3, r"'do\u200bg' looks like 'dog'")]),
+    ("path,labels\n\xe9.png,x\n", [(2, r"No such file or directory – restore it or drop the line; "
+                                          r"the name is '\xe9.png'")]),
 ]  # fmt: skip
 
 
@@ -418,6 +495,13 @@ def test_csv_listed_folder_and_overlap(tmp_path):
     (tmp_path / "link.png").symlink_to(picture(tmp_path / "real.png"))
     path = csv_folder(tmp_path, "path,labels,split\nlink.png,x,train\na.png,x,val\n")
     assert set(data.load(str(path))) == {"train", "val"}
+
+
+def test_devices_pipes_and_odd_names_are_refused_unread(tmp_path):
+    (tmp_path / "null.png").symlink_to(os.devnull)
+    os.close(os.open(os.fsencode(tmp_path) + b"/\xff.png", os.O_CREAT))
+    device, name = problems(data.ImageFolder, tmp_path)
+    assert "null.png: is a folder or a device" in device and "not UTF-8" in name
 
 
 def test_csv_problems_of_rows_and_of_files_come_together(tmp_path):
@@ -441,14 +525,65 @@ def test_image_folder(tmp_path):
     assert dataset.names == ["1.jpg", "b/2.PNG"]
     assert dataset.labels is None and dataset[0][2] is None
     assert data.load(str(tmp_path / "images/1.jpg"))["all"].names == ["1.jpg"]
-    assert "no picture" in problems(data.ImageFolder, tmp_path / "images/none")[0]
+    assert "No such file" in problems(data.ImageFolder, tmp_path / "images/none")[0]
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "images/notes.txt"):
+        assert f"{path}: no picture" in problems(data.ImageFolder, path)[0]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_skipped(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "locked/b.png")
+    monkeypatch.chdir(tmp_path)  # "." stays open to another user, whatever lies above it
+    tmp_path.chmod(0o755)
+    (tmp_path / "locked").chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        (found,) = problems(data.ImageFolder, ".")
+    finally:
+        os.seteuid(user)
+        (tmp_path / "locked").chmod(0o755)
+    assert "locked: Permission denied" in found
 
 
 def test_load_refuses_what_it_does_not_know(tmp_path):
     assert "does not exist" in problems(data.load, str(tmp_path / "gone"))[0]
-    assert "demo:TRAIN/VAL" in problems(data.load, "demo:10")[0]
+    for spec in ("", "x" * 5000):
+        assert "does not exist" in problems(data.load, spec)[0]
+    for spec in ("demo:10", "demo:", "demo:0/5", "demo:-1/2", "demo:٣/٢", "demo:1/" + "9" * 5000):
+        assert "demo:TRAIN/VAL" in problems(data.load, spec)[0]
     write_a2d(tmp_path, FRAMES)
     assert "differ" in problems(data.load, str(tmp_path), classes=["x"])[0]
+
+
+def test_damaged_scenes_are_named_and_drawn_anew(tmp_path):
+    root = demo.cached(2, 1, progress=None)
+    file = next(root.glob("pngs320H/*/*.png"))
+    file.write_bytes(file.read_bytes()[:2000])
+    broken, hint = problems(data.load, "demo:2/1")
+    assert str(file) in broken and f"{root}: holds drawn scenes – remove it" in hint
+    shutil.rmtree(root)
+    assert len(data.load("demo:2/1")["train"]) == 2
+
+
+@pytest.mark.parametrize("args, code, word", [
+    (["gone"], 3, "data.py: --data gone: does not exist"), (["a", "b"], 2, "usage"),
+    (["demo:1/1"], 5, "set A2D_DEMO_CACHE"), (["images.csv"], 0, "train 1 frames"),
+])  # fmt: skip
+def test_command_line(tmp_path, monkeypatch, capsys, args, code, word):
+    csv_folder(tmp_path, "path,labels,split\na.png,x,train\nb.png,x,val\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path / "a.png"))
+    monkeypatch.setattr(sys, "argv", ["data.py", *args])
+    try:
+        runpy.run_path(data.__file__, run_name="__main__")
+        ended = 0
+    except SystemExit as error:
+        ended = error.code
+    out = capsys.readouterr()
+    assert ended == code and word in out.out + out.err and "Traceback" not in out.err
 
 
 def test_many_problems_are_counted_not_all_printed(tmp_path):
@@ -476,7 +611,27 @@ def test_index_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     write_a2d(tmp_path / "tree", FRAMES)
     check_read(data.A2D(tmp_path / "tree", "train"), dict(list(FRAMES.items())[:2]))
-    assert "cannot be written" in capsys.readouterr().out
+    assert "set XDG_CACHE_HOME" in capsys.readouterr().out
+
+
+def test_a_user_without_a_home_has_no_index(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says its specification
+    monkeypatch.setattr(Path, "home", lambda: Path("~unknown-user").expanduser())
+    monkeypatch.chdir(tmp_path)
+    write_a2d(tmp_path / "tree", FRAMES)
+    assert len(data.A2D("tree", "train")) == 2
+    assert "set XDG_CACHE_HOME" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["tree"]
+
+
+def test_second_start_reads_no_image(tmp_path):
+    write_a2d(tmp_path, FRAMES)
+    before = data.A2D(tmp_path, "train").labels
+    for file in tmp_path.rglob("0*.png"):  # of the same size and time, and no image any more
+        times = file.stat()
+        file.write_bytes(b"\0" * times.st_size)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert torch.equal(data.A2D(tmp_path, "train").labels, before)
 
 
 def test_damaged_index_is_made_again(tmp_path):
@@ -484,9 +639,10 @@ def test_damaged_index_is_made_again(tmp_path):
     data.A2D(tmp_path, "train")
     (file,) = data.cache_folder().glob("*.json")
     whole = file.read_text()
-    file.write_text(whole[:10])
-    check_read(data.A2D(tmp_path, "train"), dict(list(FRAMES.items())[:2]))
-    assert json.loads(file.read_text()) == json.loads(whole)
+    for damaged in (whole[:10], whole.replace("[0", "[1"), "[]", "", whole.replace("\n", "\n\xe9")):
+        file.write_text(damaged)
+        check_read(data.A2D(tmp_path, "train"), dict(list(FRAMES.items())[:2]))
+        assert damaged != whole == file.read_text()
 
 
 # ------------------------------------------------------------------------------------ batches
@@ -538,6 +694,21 @@ def test_collate_pads_label_maps_with_none(tmp_path):
         h, w = label_map.shape
         assert torch.equal(padded[:h, :w], label_map)
         assert (padded[h:] == 255).all() and (padded[:, w:] == 255).all()
+
+
+@pytest.mark.parametrize("size, ranks", [(1, 1), (1, 4), (2, 3), (7, 1), (50, 2)])
+def test_frames_do_not_depend_on_batch_size_and_ranks(tmp_path, size, ranks):
+    for i in range(7):
+        picture(tmp_path / f"{i}.png", (i + 1, 9 - i), (i, 50, 90))
+    dataset, order, seen = data.ImageFolder(tmp_path), data.order(7, 0, 0), {}
+    for rank in range(ranks):
+        for batch in data.batches(dataset, order, size, rank=rank, ranks=ranks):
+            index, sizes = batch.index.tolist(), batch.sizes.tolist()
+            for i, frame, (h, w) in zip(index, batch.frames, sizes, strict=True):
+                assert torch.equal(frame[:, :h, :w], dataset[i][1]) and not frame[:, h:].any()
+                seen[i] = seen.get(i, 0) + 1
+    last = 6 % (size * ranks) + 1  # frames of the last step; a rank without one repeats the first
+    assert sorted(seen) == list(range(7)) and sum(seen.values()) == 7 + max(0, ranks - last)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -255,6 +255,15 @@ def test_senseless_arguments_are_refused(tmp_path, bad):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_set_that_no_disk_holds_is_refused_at_once(tmp_path):
+    run = start(tmp_path / "out", "--train", 10**12)
+    try:
+        assert "80000000 GB" in run.communicate(timeout=60)[1] and run.returncode == 2
+    finally:
+        run.kill()
+    assert not list(tmp_path.iterdir())
+
+
 # ---- the cache -----------------------------------------------------------------------------------
 
 def test_cached_draws_once(tmp_path, monkeypatch):
@@ -273,9 +282,23 @@ def test_cache_folders_follow_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("A2D_DEMO_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert demo.cached(0, 0).is_relative_to(tmp_path / "xdg" / "a2d-demo")
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert demo.cached(0, 0).is_relative_to(tmp_path / "home" / ".cache" / "a2d-demo")
+    monkeypatch.chdir(tmp_path)
+    for place in ("", "relative", "~/tilde"):  # not absolute: to be ignored, says its specification
+        monkeypatch.setenv("XDG_CACHE_HOME", place)
+        assert demo.cached(0, 0).is_relative_to(tmp_path / "home" / ".cache" / "a2d-demo")
+    assert sorted(os.listdir(tmp_path)) == ["home", "xdg"]
+
+
+def test_two_at_once_with_an_empty_cache(tmp_path):
+    code = "import demo; print(demo.cached(8, 2, progress=None))"
+    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(SCRIPT).parent, text=True,
+                             env=os.environ | {"A2D_DEMO_CACHE": str(tmp_path)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    printed = [run.communicate() for run in runs]
+    assert len(set(printed)) == 1 and printed[0][1] == ""
+    root = Path(printed[0][0].strip())
+    assert len(digests(root)) == 3 + 2 * 10 and list(root.parent.iterdir()) == [root]
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
