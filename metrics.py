@@ -1,6 +1,6 @@
 """Multi-label metrics: precision, recall, F1, average precision, thresholds, blends, pictures.
 
-    python train.py --evaluate runs/demo/best.pt      # prints format_report, writes report.csv
+    python train.py --evaluate runs/tiny/best.pt      # prints format_report, writes report.csv
 
 P is the predicted and T the true label set of an image (or, of a class, the image sets):
 
@@ -54,50 +54,6 @@ def _scores(scores, low=-math.inf, high=math.inf, name="scores"):
     return scores
 
 
-def _fractions(hits, predicted, true):
-    """(numerator, denominator) of precision, recall and F1."""
-    return (hits, predicted), (hits, true), (2 * hits, predicted + true)
-
-
-def count(pred, target):
-    """What precision_recall_f1 needs to know of a shard of images, as integers, so that adding up
-    the counts of shards, count(a) + count(b), or all-reducing torch.from_numpy(count(a)), is exact.
-
-    returns  (9, 2C + 1) int64: rows 0-2, columns c < C: |P & T|, |P|, |T| of class c;
-             rows 3-5, columns d: number of images whose precision, recall, F1 has denominator d;
-             rows 6-8, columns d: sum of their numerators; so a mean is sum_d rows[6..8][d] / d / N
-    """
-    pred, target = _binary(pred, target)
-    hits = pred & target
-    C = pred.shape[1]
-    counts = np.zeros((9, 2 * C + 1), dtype=np.int64)
-    counts[:3, :C] = hits.sum(0), pred.sum(0), target.sum(0)
-    of_images = _fractions(hits.sum(1), pred.sum(1), target.sum(1))
-    for k, (numerator, denominator) in enumerate(of_images):  # each (N,)
-        np.add.at(counts[3 + k], denominator, 1)
-        np.add.at(counts[6 + k], denominator, numerator)
-    return counts
-
-
-def from_counts(counts, average="samples", zero_division=0):
-    """precision_recall_f1 of the images behind a sum of `count`s."""
-    if average not in ("samples", "micro", "macro", None) or zero_division not in (0, 1):
-        raise ValueError(f"average {average!r} or zero_division {zero_division!r} is unknown")
-    if average == "samples":
-        means = []
-        for images, sums in zip(counts[3:6], counts[6:9], strict=True):
-            # Exact, and rounded once at the end: in any order the same, best_threshold's too.
-            total = sum(Fraction(int(x), d) for d, x in enumerate(sums) if x)
-            means.append(float((total + int(images[0] * zero_division)) / int(images.sum())))
-        return tuple(means)
-    of_classes = counts[:3, : counts.shape[1] // 2]  # (3, C)
-    if average == "micro":
-        of_classes = of_classes.sum(1, keepdims=True)  # (3, 1)
-    ratios = [np.divide(a, b, out=np.full(len(b), float(zero_division)), where=b > 0)
-              for a, b in _fractions(*of_classes)]
-    return tuple(ratios) if average is None else tuple(float(r.mean()) for r in ratios)
-
-
 def precision_recall_f1(pred, target, average="samples", zero_division=0):
     """Precision, recall and F1 of 0/1 predictions.
 
@@ -108,7 +64,24 @@ def precision_recall_f1(pred, target, average="samples", zero_division=0):
     returns        (precision, recall, f1): floats in [0, 1]; for None float64 (C,)
     raises         ValueError on values other than 0 and 1, unequal shapes, N == 0 or C == 0
     """
-    return from_counts(count(pred, target), average, zero_division)
+    if average not in ("samples", "micro", "macro", None) or zero_division not in (0, 1):
+        raise ValueError(f"average {average!r} or zero_division {zero_division!r} is unknown")
+    pred, target = _binary(pred, target)
+    axis = {"samples": 1, "micro": None}.get(average, 0)
+    hits, p, t = (x.sum(axis) for x in (pred & target, pred, target))  # (N,), () or (C,)
+    fractions = (hits, p), (hits, t), (2 * hits, p + t)
+    if average == "samples":
+        means = []
+        for numerators, denominators in fractions:
+            # Exact, and rounded once at the end: in any order the same, best_threshold's too.
+            sums = np.bincount(denominators, numerators)  # of the images with each denominator
+            total = sum(Fraction(int(x), d) for d, x in enumerate(sums) if x)
+            total += int(zero_division * (denominators == 0).sum())
+            means.append(float(total / len(pred)))
+        return tuple(means)
+    ratios = [np.divide(a, b, out=np.full(b.shape, float(zero_division)), where=b > 0)
+              for a, b in fractions]
+    return tuple(ratios) if average is None else tuple(float(r.mean()) for r in ratios)
 
 
 def average_precision(scores, target, eleven_point=False):
@@ -170,7 +143,7 @@ def _f1_at_thresholds(scores, target):
         return counts[:, :0:-1].cumsum(1)[:, ::-1]
 
     hits, sizes = counted(passed[target > 0]), counted(passed.ravel()) + target.sum(1)[:, None]
-    cells = sizes + (2 * C + 1) * np.arange(T)  # as in `count`: a sum for each denominator
+    cells = sizes + (2 * C + 1) * np.arange(T)  # a sum for each denominator
     sums = np.bincount(cells.ravel(), 2 * hits.ravel(), T * (2 * C + 1)).reshape(T, 2 * C + 1)
     unit = math.lcm(*range(1, 2 * C + 1))
     totals = (sum(int(x) * (unit // d) for d, x in enumerate(row) if x) for row in sums)

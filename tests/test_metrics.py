@@ -158,7 +158,7 @@ def test_values_other_than_0_and_1_are_refused(bad, place):
 @pytest.mark.parametrize("pred, target", [((3, 4), (4, 3)), ((0, 4), (0, 4)), ((3, 0), (3, 0)),
                                           ((4,), (4,)), ((1, 4), (3, 4)), ((2, 3, 4), (2, 3, 4))])
 def test_shapes_that_cannot_be_scored_are_refused(pred, target):
-    for function in (metrics.precision_recall_f1, metrics.count, metrics.average_precision,
+    for function in (metrics.precision_recall_f1, metrics.average_precision,
                      metrics.best_threshold):
         with pytest.raises(ValueError, match="must be"):
             function(np.zeros(pred), np.zeros(target))
@@ -169,24 +169,6 @@ def test_shapes_that_cannot_be_scored_are_refused(pred, target):
 def test_unknown_options_are_refused(options):
     with pytest.raises(ValueError, match="unknown"):
         metrics.precision_recall_f1([[1]], [[1]], **options)
-
-
-def test_counts_of_shards_add_up_exactly():
-    pred, target = random_labels(5, 211, 43, 0.05), random_labels(6, 211, 43, 0.05)
-    whole = metrics.count(pred, target)
-    rng = np.random.default_rng(0)
-    for shards in (2, 3, 211):
-        order = rng.permutation(211)
-        parts = [torch.from_numpy(metrics.count(pred[order[r::shards]], target[order[r::shards]]))
-                 for r in range(shards)]
-        total = torch.stack(parts).sum(0).numpy()  # what all_reduce does
-        assert np.array_equal(total, whole)
-        for average in ("samples", "micro", "macro"):
-            assert (metrics.from_counts(total, average)
-                    == metrics.precision_recall_f1(pred, target, average))
-            # 2e14 images: nothing overflows
-            assert (metrics.from_counts(whole * 10**12, average)
-                    == metrics.from_counts(total, average))
 
 
 # ---- average precision --------------------------------------------------------------------------
