@@ -16,6 +16,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -67,8 +68,11 @@ DEMO_RECIPES = {"tiny": {"lr": 4e-3, "epochs": 30}}
 PARTS = ("data", "augment", "forward", "backward", "optimizer")  # of a step, as they are timed
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
 SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
-# between a run and its resume
-FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device"}
+SWITCHES = ("checkpoint_activations", "sync_bn", "freeze_bn", "compile", "deterministic", "dry_run")
+FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device"}  # between a run and its resume
+SCORING = {"arch", "data", "split", "workers", "cache", "batch_size", "amp", "deterministic",
+           "device", "out", "evaluate", "blend", "explain"}  # what an evaluation heeds
+BUILT_IN = {"arch", "head", "dropout", "weights", "image_size", "optimizer"}  # of a run, as saved
 
 
 class Diverged(RuntimeError):
@@ -83,22 +87,14 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        usage="python train.py [flags]; --help lists them",
         epilog="Flags without a default here take it from the network's recipe at the top of "
         "train.py; the values in [] are the report's. Each run prints and records all of them.",
     )
 
-    def group(title):
-        add = parser.add_argument_group(title).add_argument
-
-        def flag(*names, **options):
-            if options.get("action") != "store_true":
-                options.setdefault("default", argparse.SUPPRESS)
-            add(*names, **options)
-
-        return flag
-
-    add = group("model")
-    add("--arch", choices=list(model.ARCHITECTURES), default="seresnext101", help="network")
+    add = parser.add_argument_group("model").add_argument
+    add("--arch", choices=list(model.ARCHITECTURES), help="network [seresnext101]")
     add("--head", choices=["mish", "linear"], help="Linear-Mish-Dropout-Linear, or a Linear [mish]")
     add("--weights", metavar="W", help="none, imagenet (downloaded once, hash checked), a name "
         "from python model.py, or a file [imagenet; none on the drawn scenes]")
@@ -111,7 +107,7 @@ def parse_args(argv=None):
     add("--freeze-bn", action="store_true", help="keep batch-norm statistics and scales as loaded: "
         "for small batches, which accumulation does not help")
 
-    add = group("data")
+    add = parser.add_argument_group("data").add_argument
     add("--data", default="demo", help="A2D folder, .csv of your images, folder of images to "
         "predict, demo, or demo:TRAIN/VAL for other numbers of drawn frames than 1024 and 256")
     add("--split", choices=["train", "val", "test"], default="val", help="what --evaluate scores")
@@ -124,7 +120,7 @@ def parse_args(argv=None):
     add("--cache", choices=["off", "ram", "device"], help="keep decoded frames, A2D's take 4.4 GB, "
         "in the computer's memory or the GPU's [off]")
 
-    add = group("augmentation")
+    add = parser.add_argument_group("augmentation").add_argument
     add("--augment", choices=["report", "none"], help="the report's, or evaluation's view [report]")
     add("--without", nargs="+", default=[], choices=augment.OPS, metavar="OP", help="switch off "
         "any of " + ", ".join(augment.OPS))
@@ -133,7 +129,7 @@ def parse_args(argv=None):
     add("--empty", choices=["keep", "redraw"], default="keep", help="crops without any actor")
     add("--preview", metavar="PNG", help="write a grid of augmented training frames, and stop")
 
-    add = group("optimisation")
+    add = parser.add_argument_group("optimisation").add_argument
     add("--optimizer", choices=["sgd", "adam", "adamw"], help="sgd: with momentum 0.9 [sgd]")
     add("--lr", type=float, help="learning rate of an optimizer step, at the start [0.05]")
     add("--head-lr", type=float, metavar="LR", help="learning rate of the head [--lr]")
@@ -154,12 +150,12 @@ def parse_args(argv=None):
     add("--ema", type=float, default=0.0, metavar="DECAY", help="score and keep the exponential "
         "average of the weights, with this factor a step; 0: off")
 
-    add = group("precision")
+    add = parser.add_argument_group("precision").add_argument
     add("--amp", choices=["fp16", "bf16", "off"], help="autocast type [fp16; off on a CPU]")
     add("--compile", action="store_true", help="torch.compile network and loss")
     add("--deterministic", action="store_true", help="bit-identical repetition, slower on CUDA")
 
-    add = group("run")
+    add = parser.add_argument_group("run").add_argument
     add("--device", help="cpu, cuda, cuda:1 [cuda where there is one]")
     add("--out", metavar="DIR", help="run folder [runs/ARCH; evaluate-SPLIT beside a checkpoint]")
     add("--resume", nargs="?", const="same", choices=["same", "override"], help="continue the run "
@@ -179,16 +175,20 @@ def parse_args(argv=None):
 
 def resolve(parser, args):
     """Fill in what the recipes decide, then refuse together all that cannot work."""
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     drawn = args.data.partition(":")[0] == "demo"
-    recipe = REPORT | RECIPES.get(args.arch, {})
-    recipe |= DEMO | DEMO_RECIPES.get(args.arch, {}) if drawn else {}
+    arch = vars(args).setdefault("arch", None if "evaluate" in args else "seresnext101")
+    recipe = REPORT | RECIPES.get(arch, {})
+    recipe |= DEMO | DEMO_RECIPES.get(arch, {}) if drawn else {}
     recipe |= {"augment": "report"} if "preview" in args else {}
     recipe["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     unset = dict.fromkeys(["out", "resume", "evaluate", "explain", "preview"])
+    unset |= dict.fromkeys(SWITCHES, False)
     for name, value in {**recipe, **unset}.items():
         vars(args).setdefault(name, value)
     on_cuda = args.device.startswith("cuda")
-    args.ranks = int(os.environ.get("WORLD_SIZE", 1))
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    args.ranks = int(ranks) if ranks.isdecimal() else 1  # World says what is wrong with it
     if args.ranks > 1 and args.device == "cuda":
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     vars(args).setdefault("amp", "fp16" if on_cuda else "off")
@@ -200,7 +200,9 @@ def resolve(parser, args):
         "above 0": (lambda v: v > 0, "lr head_lr epochs batch_size accumulate"),
         "32 or more": (lambda v: v >= 32, "image_size"),
         "0 or more": (lambda v: v >= 0, "weight_decay t_max freeze_backbone clip_grad pos_weight "
-                                        "workers seed benchmark"),
+                                        "workers benchmark"),
+        "in [0, 2^62)": (lambda v: 0 <= v < 2**62, "seed"),
+        "epochs above 0": (lambda v: min(v) > 0, "milestones"),
         "in [0, 1]": (lambda v: 0 <= v <= 1, "dropout"),
         "in [0, 1)": (lambda v: 0 <= v < 1, "ema"),
     }  # fmt: skip
@@ -210,14 +212,20 @@ def resolve(parser, args):
         for name in names.split()
         if not holds(vars(args)[name])
     ]
-    report_ops = args.without or args.extra or args.empty != "keep"
+    report_ops = given & {"without", "extra", "empty", "labels"}
+    unheeded = [f"--{'with' if n == 'extra' else n.replace('_', '-')}" for n in given - SCORING]
     only = [f"--{n.replace('_', '-')}" for n in ("evaluate", "preview", "dry_run", "benchmark",
                                                  "resume") if vars(args)[n]]  # fmt: skip
     conflicts = [
         (not re.fullmatch(r"cpu|cuda(:\d+)?", args.device), "--device: is cpu, cuda or cuda:N"),
         (on_cuda and not torch.cuda.is_available(), f"--device {args.device}: no CUDA here"),
         (args.head == "linear" and args.dropout != 0.5, "--dropout belongs to --head mish"),
-        (args.augment == "none" and report_ops, "--without, --with, --empty need --augment report"),
+        (args.augment == "none" and report_ops,
+         "--without, --with, --empty, --labels need --augment report"),
+        (args.evaluate and unheeded, f"{', '.join(sorted(unheeded))}: not of an evaluation"),
+        (not args.evaluate and "split" in given, "--split: of --evaluate; training has its own"),
+        (args.schedule == "cosine" and "milestones" in given, "--milestones: cosine has none"),
+        (args.schedule == "multistep" and "t_max" in given, "--t-max: of the cosine"),
         (args.augment == "none" and args.preview, "--preview shows --augment report, not none"),
         (0 < args.epochs <= args.freeze_backbone, "--freeze-backbone: leaves no epoch for it"),
         (args.sync_bn and not (on_cuda and args.ranks > 1), "--sync-bn: for torchrun on GPUs"),
@@ -430,7 +438,7 @@ class Progress:
                 "memory_gb": peak_memory(self.device) / 1e9}  # fmt: skip
 
     def show(self, step, row):
-        self.shown = time.monotonic()
+        self.shown = self.marked = time.monotonic()  # what the sums waited for was no data
         left = row["seconds"] * (self.steps / (step + 1) - 1)
         line = (
             f"{self.name} step {step + 1}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.1e}"
@@ -439,7 +447,9 @@ class Progress:
             f"{left // 60:.0f}:{left % 60:02.0f} left"
         )
         rewritten = self.terminal and step + 1 < self.steps
-        print("\r" * self.terminal + line, end="" if rewritten else "\n", flush=True)
+        if rewritten:  # a wrapped line could not be renewed
+            line = line[: shutil.get_terminal_size().columns - 1]
+        print("\r\x1b[K" * self.terminal + line, end="" if rewritten else "\n", flush=True)
 
 
 def peak_memory(device) -> int:
@@ -486,12 +496,7 @@ def predict(net, dataset, view, args, world) -> torch.Tensor:
 
 
 def score(probabilities, labels, names, threshold=None, chosen_on="these frames") -> dict:
-    """metrics.report and the loss, at `threshold`, or at the best one on these very frames.
-
-    raises  Diverged: a probability is not finite
-    """
-    if not probabilities.isfinite().all():
-        raise Diverged("the network's scores on the validation frames are not finite")
+    """metrics.report and the loss, at `threshold`, or at the best one on these very frames."""
     labels = labels[: len(probabilities)]
     if threshold is None:
         threshold, _ = metrics.best_threshold(probabilities, labels)
@@ -507,6 +512,8 @@ def evaluate(args, world):
     for path, state in zip(args.evaluate, states, strict=True):
         if state["class_names"] != names:
             raise checkpoint.CheckpointError(f"{path}: other classes than {args.evaluate[0]}")
+        if args.arch not in (None, arch := state["config"]["arch"]):
+            raise checkpoint.CheckpointError(f"{path}: is {arch} – leave out --arch {args.arch}")
     if unknown := [name for name in args.explain or () if name not in names]:
         raise data.DataError(f"--explain {' '.join(unknown)}: the classes are {', '.join(names)}")
     with world.in_turn():
@@ -543,8 +550,9 @@ def evaluate(args, world):
     what = [f"{path} ({state['config']['arch']}, epoch {state['epoch']})"
             for path, state in zip(args.evaluate, states, strict=True)]  # fmt: skip
     rows = [*zip(what, weights, [s["threshold"] for s in states], members, strict=True)]
-    print_scores(rows + [("blend", 1, threshold, probabilities)][: len(states) - 1],
-                 dataset.labels)  # fmt: skip
+    if len(states) > 1:
+        rows.append(("blend", 1, threshold, probabilities))
+    print_scores(rows, dataset.labels)
 
     decided = metrics.decide(probabilities, threshold)
     metrics.write_predictions(
@@ -574,9 +582,12 @@ def read_blend(args, thresholds):
         return [1 / M] * M, sum(thresholds) / M
     try:
         blend = json.loads(Path(args.blend).read_text("utf-8"))
-        weights = metrics.shares([float(blend["weights"][path]) for path in args.evaluate])
-        return weights, float(blend["threshold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        of = {os.path.realpath(path): float(w) for path, w in blend["weights"].items()}
+        weights = metrics.shares([of[os.path.realpath(path)] for path in args.evaluate])
+        if not 0 <= (threshold := float(blend["threshold"])) <= 1:
+            raise ValueError(f"threshold {threshold}")
+        return weights, threshold
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise data.DataError(
             f"{args.blend}: no blend of these checkpoints ({error}) – make one with --blend fit"
         ) from None
@@ -736,18 +747,22 @@ def train(args, world):
     if world.rank == 0 and not (args.dry_run or args.preview or args.benchmark):
         run = checkpoint.Run(args.out, args.resume)
         saved = run.saved
-        if saved and args.resume != "override":
+        if saved and args.resume == "override":
+            run.refuse_other_flags(vars(args), vars(args).keys() - BUILT_IN)
+        elif saved:
             run.refuse_other_flags(vars(args), FREE_TO_CHANGE)
     saved = world.first(saved)
     machine = checkpoint.environment()
     print(*(f"{k} {v} ·" for k, v in machine.items()), f"device {args.device} · amp {args.amp}",
           f"· {world.size} processes" * (world.size > 1))  # fmt: skip
     seed_everything(args.seed)
-    torch.use_deterministic_algorithms(args.deterministic)
-    torch.backends.cudnn.benchmark = not args.deterministic
 
     training, validation = open_data(args, world)
     names, frequency = training.class_names, training.labels.mean(0)  # (C,) frames with the label
+    if saved and saved["class_names"] != names:
+        raise checkpoint.CheckpointError(
+            f"{args.out}: of other classes than {args.data} – choose another --out"
+        )
     net, inputs = open_model(args, saved, frequency, world)
     if args.preview:
         if world.rank == 0:
@@ -771,9 +786,10 @@ def train(args, world):
 
     first, best, threshold = 0, {"f1": -1.0, "epoch": 0}, 0.5
     if saved:
-        optimizer.load_state_dict(saved["optimizer"])
+        groups = optimizer.state_dict()["param_groups"]  # which these flags have made
+        optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
         scaler.load_state_dict(saved["scaler"])
-        if ema is not None:
+        if ema is not None and saved["average"]:  # else it starts from these weights
             scored.load_state_dict(saved["average"])
             ema.n_averaged.fill_(saved["averaged"])
         first, best, threshold = saved["epoch"], saved["best"], saved["threshold"]
@@ -789,9 +805,10 @@ def train(args, world):
             "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
         }  # fmt: skip
 
-    if run and not saved:
+    if run and (not saved or args.resume == "override"):
         record = json.dumps({"argv": sys.argv[1:], **machine, **vars(args)}, indent=1)
         (run.folder / "args.json").write_text(record + "\n", encoding="utf-8")
+    if run and not saved:
         run.save_last(state(0))
     if args.compile:
         loss_of.compile(dynamic=False)  # or a resume, which meets sizes in another order, differs
@@ -813,7 +830,11 @@ def train(args, world):
         world.average_buffers(net)
         if ema is not None:
             world.average_buffers(scored)
-        report = score(predict(scored, validation, view, args, world), validation.labels, names)
+        probabilities = predict(scored, validation, view, args, world)
+        if not probabilities.isfinite().all():
+            raise Diverged(f"scores of validation frames are not finite after epoch {epoch + 1} "
+                           f"step {steps}, lr {row['lr']:.2g}")  # fmt: skip
+        report = score(probabilities, validation.labels, names)
         if args.dry_run:
             print("dry run OK: one step and one validation batch; nothing was written")
             return
@@ -886,6 +907,7 @@ def log_row(epoch, row, report) -> dict:
 
 
 def main(argv=None) -> int:
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it was closed, as by >&-
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     args = parse_args(argv)
     if ":" in args.device:
@@ -909,11 +931,15 @@ def main(argv=None) -> int:
 
 def run(args, world) -> int:
     """The exit code of evaluate or train, whose errors become one line each."""
+    torch.use_deterministic_algorithms(args.deterministic)
+    torch.backends.cudnn.benchmark = not args.deterministic
+    writes = not (args.evaluate or args.dry_run or args.preview or args.benchmark)
+    last = Path(args.out or ".") / "last.pt"
     try:
         evaluate(args, world) if args.evaluate else train(args, world)
     except checkpoint.Interrupted as error:
-        last = Path(args.out or ".") / "last.pt"
-        kept = f"; {last} is whole, and --resume continues from it" if last.exists() else ""
+        whole = f"; {last} is whole, and --resume continues from it"
+        kept = whole if writes and last.exists() else ""
         return fail(128 + error.args[0], f"{signal.Signals(error.args[0]).name}{kept}")
     except (data.DataError, checkpoint.WeightsError, checkpoint.CheckpointError) as error:
         text = str(error)
@@ -921,14 +947,22 @@ def run(args, world) -> int:
             text = text.strip().rpartition("DataError: ")[2]
         return fail(3, text)
     except Diverged as error:
-        return fail(4, f"{error} – lower --lr; {args.out}/last.pt is of the last good epoch")
+        good = f"; {last} is of the last good epoch, from which --resume override continues"
+        return fail(4, f"{error} – lower --lr{good if writes else ''}")
     except (MemoryError, torch.OutOfMemoryError) as error:
         return fail(5, f"out of memory: {str(error).partition(chr(10))[0]} – {less_memory(args)}")
     except OSError as error:
         return fail(5, error)
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):  # the last map 1 x 1, and B = 1
+            return fail(3, "a batch of one frame leaves batch norm one value a channel – a larger "
+                        "--image-size, or another --batch-size")
+        raise
     except RuntimeError as error:
         if "DataLoader" in str(error):
             return fail(5, f"{error} – try --workers 0, or more shared memory")
+        if args.compile and "compiler" in str(error):
+            return fail(5, "--compile: no working C++ compiler – install one, or leave it out")
         if "DefaultCPUAllocator" in str(error):
             return fail(5, f"out of memory – {less_memory(args)}")
         if code := world.ended(error):

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("own_cache", "signals")
 if not hasattr(os, "fork"):
     pytest.skip("runs are forked", allow_module_level=True)
 
-FLAGS = [*SMALL, "--deterministic", "--epochs", "3"]
+FLAGS = [*SMALL, "--deterministic", "--epochs", "3", "--t-max", "0"]
 
 
 def fork(child, log) -> int:

@@ -34,7 +34,7 @@ import train
 ROOT = Path(__file__).parents[1]
 SMALL = [
     *"--arch tiny --image-size 32 --weights none --optimizer sgd --lr 0.02 --device cpu".split(),
-    *"--schedule cosine --t-max 0 --epochs 2 --batch-size 8 --accumulate 1".split(),
+    *"--schedule cosine --epochs 2 --batch-size 8 --accumulate 1".split(),
     *"--workers 0 --cache ram".split(),
 ]
 
@@ -295,6 +295,20 @@ def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, name, monkeypat
     assert same(weights(tmp_path / "whole/best.pt"), weights(tmp_path / "killed/best.pt"))
 
 
+def test_an_overridden_resume_trains_with_the_new_flags(scenes, tmp_path):
+    assert run(scenes, tmp_path, "--epochs", "1") == 0
+    before = checkpoint.load(tmp_path / "last.pt")
+    flags = "--epochs 2 --lr 0.003 --weight-decay 0.3 --t-max 9999999 --ema 0.5".split()
+    assert run(scenes, tmp_path, *flags, "--resume", "override") == 0
+    after = checkpoint.load(tmp_path / "last.pt")
+    for group in after["optimizer"]["param_groups"]:
+        assert group["lr"] == pytest.approx(0.003) and group["weight_decay"] == 0.3
+    assert before["average"] is None and not same(after["average"], after["model"])
+    # three steps: momentum of the first epoch goes on, so the buffers are no new ones
+    assert before["optimizer"]["state"].keys() == after["optimizer"]["state"].keys()
+    assert json.loads((tmp_path / "args.json").read_text())["lr"] == 0.003
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigkill_at_random_moments(scenes, tmp_path, workers):
     def log():
@@ -458,8 +472,8 @@ def test_frames_kept_on_the_device_change_nothing(scenes, tmp_path):
 
 def pretended_cuda(scenes, out, *flags):
     """How often each function waits for the GPU; raises if the run does."""
-    command = [sys.executable, "-m", "tests.pretended_cuda", *SMALL, "--device", "cuda"]
-    run = subprocess.run([*command, "--data", str(scenes), "--out", str(out), *flags],
+    command = [sys.executable, "-m", "tests.pretended_cuda", *flags, "--device", "cuda"]
+    run = subprocess.run([*command, "--data", str(scenes), "--out", str(out), "--workers", "0"],
                          cwd=ROOT, capture_output=True, text=True, timeout=300)  # fmt: skip
     assert run.returncode == 0, run.stderr
     return ast.literal_eval(run.stdout.splitlines()[-1].removeprefix("waits: "))
@@ -471,7 +485,7 @@ def pretended_cuda(scenes, out, *flags):
 )
 def test_no_step_waits_for_a_pretended_gpu(scenes, tmp_path, flags):
     three, six = (
-        pretended_cuda(scenes, tmp_path / size, *flags.split(), "--batch-size", size)
+        pretended_cuda(scenes, tmp_path / size, *SMALL, *flags.split(), "--batch-size", size)
         for size in ("8", "4")
     )
     assert three["train_epoch"] == six["train_epoch"] > 0
@@ -731,6 +745,12 @@ def test_wrong_flags_are_refused_together(capsys):
     assert "invalid choice" in usage(capsys, "--resume", "last.pt")
     assert "--freeze-backbone" in usage(capsys, "--freeze-backbone", "3")
     assert "invalid choice" in usage(capsys, "--arch", "resnet35")
+    assert "--lr, --with: not" in usage(capsys, "--evaluate", "a", "--lr", "1", "--with", "sharpen")
+    assert "--split" in usage(capsys, "--split", "test")
+    assert "--labels" in usage(capsys, "--augment", "none", "--labels", "frame")
+    assert "--milestones" in usage(capsys, "--schedule", "cosine", "--milestones", "5")
+    assert "--t-max" in usage(capsys, "--schedule", "multistep", "--t-max", "9")
+    assert "--milestones" in usage(capsys, "--schedule", "multistep", "--milestones", "0", "2")
     if not torch.cuda.is_available():
         assert "no CUDA" in usage(capsys, "--device", "cuda")
 
@@ -767,6 +787,16 @@ def bad_inputs(tmp_path, scenes, trained):
             [*tree, "--out", str(trained / "0"), "--resume", "--lr", "9"],
             "--lr 0.02 -> 9",
         ),
+        "other network": (
+            [*tree, "--out", str(trained / "0"), "--resume", "override", "--arch", "resnet34"],
+            "--arch tiny -> resnet34",
+        ),
+        "other classes": (
+            [*own, "--out", str(trained / "0"), "--resume", "override"],
+            "of other classes",
+        ),
+        "evaluate arch": ([*evaluate, *tree, "--arch", "resnet34"], "is tiny"),
+        "one frame": ([*own, "--arch", "resnet34"], "batch norm"),
         "no checkpoint": ([*tree, "--evaluate", str(tmp_path / "gone.pt")], "No such file"),
         "page as checkpoint": ([*tree, "--evaluate", str(tmp_path / "page.pt")], "no checkpoint"),
         "damaged checkpoint": ([*tree, "--evaluate", str(tmp_path / "damaged.pt")], "sha256"),
@@ -787,7 +817,8 @@ def bad_inputs(tmp_path, scenes, trained):
 def test_every_bad_input_gives_code_3_and_one_line(tmp_path, scenes, trained, capsys):
     for name, (flags, words) in bad_inputs(tmp_path, scenes, trained).items():
         flags = flags if "--out" in flags else [*flags, "--out", str(tmp_path / "out" / name)]
-        assert train.main([*SMALL, *flags]) == 3, name
+        training = [] if "--evaluate" in flags else SMALL
+        assert train.main([*training, *flags, "--device", "cpu"]) == 3, name
         errors = capsys.readouterr().err
         assert errors.startswith("train.py: ") and words in errors, (name, errors)
         assert errors.count("\n") == (3 if name == "csv" else 1), (name, errors)
@@ -826,14 +857,24 @@ def test_a_killed_worker_ends_with_code_5(scenes, tmp_path, capsys, monkeypatch)
 
 
 def test_divergence_ends_with_code_4_and_keeps_the_last_good_epoch(scenes, tmp_path, capsys):
-    flags = ["--lr", "1e30", "--clip-grad", "0", "--epochs", "2"]
+    flags = ["--lr", "1e30", "--clip-grad", "0", "--epochs", "2", "--t-max", "4"]
     assert run(scenes, tmp_path / "run", *flags) == 4
     errors = capsys.readouterr().err
-    assert "epoch 1 step 2" in errors and "lr 9.3e+29" in errors
+    assert "epoch 1 step 2" in errors and "lr 8.5e+29" in errors  # (1 + cos(pi / 4)) / 2
     order = data.order(22, 0, 0)
     assert data.A2D(scenes, "train").names[order[8]] in errors
     state = checkpoint.load(tmp_path / "run/last.pt")
     assert state["epoch"] == 0 and all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_scores_that_diverge_after_the_last_step_name_it(scenes, tmp_path, capsys):
+    """One step of lr 1e30 from a finite loss: only the validation sees what has become of it."""
+    flags = ["--lr", "1e30", "--clip-grad", "0", "--batch-size", "22"]
+    assert run(scenes, tmp_path / "run", *flags) == 4
+    errors = capsys.readouterr().err
+    assert "epoch 1 step 1, lr 1e+30" in errors and "run/last.pt" in errors
+    assert run(scenes, tmp_path / "run", *flags, "--dry-run") == 4
+    assert "last.pt" not in capsys.readouterr().err
 
 
 def test_every_flag_has_help(capsys):
