@@ -42,6 +42,7 @@ RANGES = {  # uniform in [low, high); where an integer is meant, its floor count
     "dropout": (0, 1), "holes": (1, 1 + HOLES), "vflip": (0, 1), "transpose": (0, 1),
     "sharpen": (0, 1), "sharpen_alpha": (0.2, 0.5), "sharpen_lightness": (0.5, 1.0),
 }
+LOW, HIGH = torch.tensor(list(RANGES.values()), dtype=torch.float64).unbind(1)
 FORCE = {  # each op's name, and the fields of Draws that make it happen in a preview
     "flip": {"flip": True}, "scale": {}, "crop": {}, "rotate": {"degrees": 10.0},
     "gamma": {"tone": 1}, "hsv": {"tone": 2}, "brightness": {"tone": 3},
@@ -51,7 +52,7 @@ FORCE = {  # each op's name, and the fields of Draws that make it happen in a pr
 }
 EXTRA = ("vflip", "transpose", "sharpen")  # tried by the report and rejected: off by default
 OPS = tuple(name for name in FORCE if name not in EXTRA)
-CHUNK_BYTES = 2**29  # of temporaries at once on an accelerator
+CHUNK_BYTES = 2**30  # of temporaries at once on an accelerator
 
 
 def generator(seed, epoch, step, rank=0):
@@ -124,28 +125,27 @@ def draw(batch, generator, sizes, size=224, without=(), extra=()):
     u = torch.rand(batch, len(RANGES) + 2 * HOLES + 8 * TRIES, generator=generator,
                    dtype=torch.float64)
     u, corners, geometry = u.split((len(RANGES), 2 * HOLES, 8 * TRIES), 1)
-    low, high = torch.tensor(list(RANGES.values()), dtype=torch.float64).unbind(1)
-    v = dict(zip(RANGES, (low + (high - low) * u).T.contiguous(), strict=True))  # each (B,)
+    v = dict(zip(RANGES, (LOW + (HIGH - LOW) * u).T.contiguous(), strict=True))  # each (B,)
 
     def one_of(choice, *names):  # 1, 2, 3 with 1/6 each, else 0
         table = [0, *(i * on[name] for i, name in enumerate(names, 1)), 0, 0, 0]
         return torch.tensor(table)[choice.long()]
 
-    flip, s, top, left, pad_top, pad_left, turn, angle = geometry.view(-1, TRIES, 8).unbind(2)
+    flip, s, crop, pad, turn, angle = geometry.view(-1, TRIES, 8).split((1, 1, 2, 2, 1, 1), 2)
+    flip, s, turn, angle = (w[..., 0] for w in (flip, s, turn, angle))  # (B, T); else (B, T, 2)
     view = size / 224 * 320 / sizes.amin(1, keepdim=True)
-    scale = view * (0.5 + 1.5 * s if on["scale"] else torch.ones_like(s))  # (B, T)
+    scale = view * (0.5 + 1.5 * s if on["scale"] else torch.ones_like(s))
     if not on["crop"]:
-        top = left = pad_top = pad_left = torch.full_like(s, 0.5)
+        crop = pad = torch.full_like(crop, 0.5)
     spare = scaled_size(sizes, scale) - size  # (B, T, 2): positive to crop, negative to pad
     kernels, weight = motion_kernels()
-    a = v["sharpen_alpha"][:, None]
-    edge = -a.repeat(1, 9)  # imgaug's Sharpen: identity blended with an edge kernel
-    edge[:, 4:5] = 1 - a + a * (8 + v["sharpen_lightness"][:, None])
+    a = v["sharpen_alpha"][:, None]  # imgaug's Sharpen: identity blended with an edge kernel
+    centre, rest = 1 - a + a * (8 + v["sharpen_lightness"][:, None]), -a.expand(-1, 4)
     return Draws(
         flip=(flip < 0.5) & on["flip"],
         scale=scale,
-        crop=(torch.stack((top, left), 2) * (spare.clamp(min=0) + 1)).long(),
-        pad=(torch.stack((pad_top, pad_left), 2) * (1 - spare.clamp(max=0))).long(),
+        crop=(crop * (spare.clamp(min=0) + 1)).long(),
+        pad=(pad * (1 - spare.clamp(max=0))).long(),
         degrees=(20 * angle - 10) * ((turn < 0.5) & on["rotate"]),
         tone=one_of(v["tone"], "gamma", "hsv", "brightness"),
         gamma=v["gamma_percent"].floor() / 100,
@@ -158,48 +158,54 @@ def draw(batch, generator, sizes, size=224, without=(), extra=()):
         vflip=(v["vflip"] < 0.5) & on["vflip"],
         transpose=(v["transpose"] < 0.5) & on["transpose"],
         sharpen=(v["sharpen"] < 0.5) & on["sharpen"],
-        edge=edge.float().view(-1, 3, 3),
+        edge=torch.cat((rest, centre, rest), 1).float().view(-1, 3, 3),
     )
 
 
 # ----------------------------------------------------------------------------------- geometry
 
-# Output pixel (x, y) -> p = (cos x - sin y + px, sin x + cos y + py), turned back -> u = p - pad,
-# in the rectangle that the scaled frame fills -> frame pixel q = m clamp(u, lo, hi) + n.
-# Each field is a number (one sample) or a tensor (n, 1, 1).
-Map = namedtuple("Map", "cos sin px py pad_left pad_top rect_w rect_h lo_x hi_x lo_y hi_y "
-                        "mx nx my ny scale left top flip width height")
+# Output pixel (x, y) -> p = along x + across y + origin, turned back -> u = p - pad, in the
+# rectangle `rect` that the scaled frame fills -> frame pixel q = slope clamp(u, low, high) + start
+# -> gain clamp(u, low, high) + bias in [-1, 1] of the frame's part from `first` to `end`.
+# Each field is an (x, y) pair; shift = origin - pad; scale, crop, mirror, last: of the label map.
+Map = namedtuple("Map", "along across origin pad shift rect low high gain bias first end "
+                        "scale crop mirror last")
 
 
-def plan(sizes, scale, crop, pad, degrees, flip, size, device):
-    """Map's fields as the last axis of a (B, T, 22) float64 CPU tensor; arguments as in Draws.
+def plan(sizes, scale, crop, pad, degrees, flip, size, shape):
+    """Map's fields as (B, T, 16, 2) float64 on the CPU; sizes to flip as in Draws.
 
-    (rect_h, rect_w) = min(size, round(H s)). OpenCV maps by 1/s exactly, not by the ratio of the
-    rounded sizes, and copies where those are equal. On an accelerator, where frames stay padded,
-    sampling keeps 2^-10 pixel inside the true frame: rounding cannot reach the padding.
+    rect = min(size, round(W s)). OpenCV maps by 1/s exactly, not by the ratio of the rounded sizes,
+    and copies where those are equal.
+    shape      (H, W) of frames that stay whole, on an accelerator: sampling keeps 2^-10 pixel
+               inside the true frame, so that rounding cannot reach the padding. None: the CPU cuts
+               each to the part that is seen
     """
     whole = scaled_size(sizes, scale)
-    height, width = (sizes[:, None, i].double().expand_as(scale) for i in (0, 1))
-    s = torch.where((whole == sizes[:, None]).all(2), 1.0, scale)
-    rect_h, rect_w = whole.clamp(max=size).unbind(2)
-    (top, left), (pad_top, pad_left) = crop.double().unbind(2), pad.double().unbind(2)
-    cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
-    c = size / 2  # the loader's centre, half a pixel off the true one
-    f, inset = flip.double(), 2**-10 if _whole(device) else 0
-
-    def axis(rect, offset, n):  # the frame's end wins, should a tiny scale leave no room
-        high = torch.minimum((n - 0.5 - inset) * s - 0.5 - offset, rect - 1)
-        return torch.minimum(((inset + 0.5) * s - 0.5 - offset).clamp(min=0), high), high
-
-    (lo_x, hi_x), (lo_y, hi_y) = axis(rect_w, left, width), axis(rect_h, top, height)
-    nx, ny = (left + 0.5) / s - 0.5, (top + 0.5) / s - 0.5
-    return torch.stack(Map(
-        cos=cos, sin=sin, px=c - c * cos + c * sin, py=c - c * sin - c * cos,
-        pad_left=pad_left, pad_top=pad_top, rect_w=rect_w, rect_h=rect_h,
-        lo_x=lo_x, hi_x=hi_x, lo_y=lo_y, hi_y=hi_y,
-        mx=(1 - 2 * f) / s, nx=nx + f * (width - 1 - 2 * nx), my=1 / s, ny=ny,
-        scale=s, left=left, top=top, flip=f, width=width, height=height,
-    ), 2)
+    s = torch.where((whole == sizes[:, None]).all(2), 1.0, scale)[..., None]  # (B, T, 1)
+    n, whole, crop, pad = (v.flip(-1).double() for v in (sizes[:, None], whole, crop, pad))
+    rect, inset = whole.clamp(max=size), 0 if shape is None else 2**-10
+    high = torch.minimum((n - 0.5 - inset) * s - 0.5 - crop, rect - 1)  # the frame's end wins,
+    low = ((inset + 0.5) * s - 0.5 - crop).clamp(min=0).minimum(high)  # should s leave no room
+    radians, c = torch.deg2rad(degrees), size / 2  # the loader's centre, half a pixel off the true
+    cos, sin = radians.cos(), radians.sin()
+    along, across = torch.stack((cos, sin), 2), torch.stack((-sin, cos), 2)
+    origin = c - c * along - c * across
+    mirror = torch.stack((flip, torch.zeros_like(flip)), 2).double()
+    start = (crop + 0.5) / s - 0.5
+    slope, start = (1 - 2 * mirror) / s, start + mirror * (n - 1 - 2 * start)
+    if shape is None:
+        ends = low * slope + start, high * slope + start
+        first = torch.minimum(*ends).trunc_().clamp_(min=0)
+        end = torch.maximum(*ends).trunc_().add_(2).minimum(n)
+    else:
+        first, end = torch.zeros(2), torch.tensor(shape[::-1])
+    return torch.stack(torch.broadcast_tensors(*Map(
+        along=along, across=across, origin=origin, pad=pad, shift=origin - pad, rect=rect,
+        low=low, high=high, gain=slope * 2 / (end - first),
+        bias=(start - first + 0.5) * 2 / (end - first) - 1, first=first, end=end,
+        scale=s, crop=crop, mirror=mirror * (n - 1), last=n - 1,
+    )), 2)
 
 
 def _whole(device):
@@ -207,55 +213,47 @@ def _whole(device):
     return device.type != "cpu" or torch.compiler.is_compiling()
 
 
-def _chunks(table, dtype, bytes_each):
-    """(B, 22) plans -> [(slice of the batch, its Map)]: samples one by one, or many at once."""
-    if not _whole(table.device):
-        return [(slice(i, i + 1), Map(*row)) for i, row in enumerate(table.tolist())]
-    step, columns = max(1, CHUNK_BYTES // bytes_each), table.to(dtype).view(-1, 22, 1, 1)
-    return [(slice(i, i + step), Map(*columns[i : i + step].unbind(1)))
+def _chunks(table, bytes_each):
+    """(n, 16, 2) plans -> [(slice, its Map of (m, 2, 1, 1))]: samples one by one, or many."""
+    step = max(1, CHUNK_BYTES // bytes_each) if _whole(table.device) else 1
+    return [(slice(i, i + step), Map(*table[i : i + step, ..., None, None].unbind(1)))
             for i in range(0, len(table), step)]
 
 
 def _levels(x):
-    """floor of float32 in [0, 256) as uint8, by way of int16, which converts four times faster."""
-    return x.to(torch.int16).to(torch.uint8)
+    """float32 in [0, 256), as what uint8 is cut from fastest: on a CPU int16, by four times."""
+    return x if _whole(x.device) else x.to(torch.int16)
 
 
 def _warp(frames, table, size, fill):
     """fill + w (bilinear(frame, q) - fill), rounded; w falls from 1 to 0 over the rectangle's rim.
 
-    table (B, 22), fill (3,) float32 on the frames' device
+    table (B, 16, 2), fill (3,) float32 on the frames' device
     returns    (B, 3, size, size) uint8
     """
-    h, w = frames.shape[2:]
     out = frames.new_empty(len(frames), 3, size, size)
     x = torch.arange(size, dtype=torch.float32, device=frames.device)
-    y = x[:, None]
-    for part, m in _chunks(table, torch.float32, 12 * h * w):
+    for part, m in _chunks(table.float(), 12 * frames[0, 0].numel()):
         seen, turned, covered = frames[part], True, False
         if not _whole(frames.device):  # widens only what is seen, spares what changes nothing
-            x0, x1 = sorted((m.lo_x * m.mx + m.nx, m.hi_x * m.mx + m.nx))
-            left, right = max(int(x0), 0), min(int(x1) + 2, int(m.width))
-            top = max(int(m.lo_y * m.my + m.ny), 0)
-            bottom = min(int(m.hi_y * m.my + m.ny) + 2, int(m.height))
-            seen, m = seen[..., top:bottom, left:right], m._replace(nx=m.nx - left, ny=m.ny - top)
-            turned = m.sin != 0
-            covered = not turned and m.rect_w == size == m.rect_h
-        h, w = seen.shape[2:]
+            row = Map(*table[part.start].tolist())
+            (left, top), (right, bottom) = (map(int, pair) for pair in (row.first, row.end))
+            seen, turned = seen[..., top:bottom, left:right], row.along[1] != 0
+            covered = not turned and row.rect == [size, size]
         if turned:
-            ux = (m.cos * x + (m.px - m.pad_left)) - m.sin * y  # (n, S, S)
-            uy = (m.sin * x + (m.py - m.pad_top)) + m.cos * y
+            u = (m.along * x + m.shift) + m.across * x[:, None]  # (n, 2, S, S)
         else:
-            ux, uy = x - m.pad_left, y - m.pad_top  # (S,), (S, 1)
-        grid = ux.new_empty(len(seen), 2, size, size)  # float32: half would move by 0.07 pixel
-        grid[:, 0] = ux.clamp(m.lo_x, m.hi_x) * (m.mx * 2 / w) + ((m.nx + 0.5) * 2 / w - 1)
-        grid[:, 1] = uy.clamp(m.lo_y, m.hi_y) * (m.my * 2 / h) + ((m.ny + 0.5) * 2 / h - 1)
+            u = x + m.shift  # (1, 2, 1, S), the second along y
+        # in float32: half would move by 0.07 pixel
+        grid = u.maximum(m.low).minimum(m.high).mul_(m.gain).add_(m.bias)
+        if not turned:
+            across, down = grid.split(1, 1)
+            grid = torch.cat((across.expand(-1, 1, size, -1), down.mT.expand(-1, 1, -1, size)), 1)
         warped = F.grid_sample(seen.float(), grid.permute(0, 2, 3, 1), "bilinear", "border",
                                align_corners=False)  # (n, 3, S, S)
         if not covered:
-            wx = torch.minimum(ux + 1, m.rect_w - ux).clamp_(0, 1)
-            wy = torch.minimum(uy + 1, m.rect_h - uy).clamp_(0, 1)
-            warped = torch.lerp(fill.view(3, 1, 1), warped, (wx * wy).view(-1, 1, size, size))
+            wx, wy = torch.minimum(u + 1, m.rect - u).clamp_(0, 1).split(1, 1)
+            warped = torch.lerp(fill.view(3, 1, 1), warped, wx * (wy if turned else wy.mT))
         out[part] = _levels(warped.add_(0.5))
     return out
 
@@ -263,49 +261,55 @@ def _warp(frames, table, size, fill):
 def _sample_labels(label_maps, rows, m, size, turned):
     """The loader's two nearest steps: floor((r - pad + crop) / s) at r = floor(p + 1/2).
 
-    label_maps (B, H, W) uint8, of which `rows` ((n, 1, 1) int64 or one number) are sampled
+    label_maps (B, H, W) uint8, of which `rows` ((n, 1, 1, 1) int64 or one number) are sampled
     returns    (n, S, S) uint8, 255 outside the rectangle; in float64, equal on CPU and CUDA
     """
     height, width = label_maps.shape[1:]
     r = torch.arange(-1, size + 1, dtype=torch.float64, device=label_maps.device)  # with a rim
-    ux, uy = r - m.pad_left, r[:, None] - m.pad_top  # (n, 1, S+2), (n, S+2, 1)
-    qx = ((ux + m.left) / m.scale).floor_().clamp_(min=0).clamp(max=m.width - 1)
-    qy = ((uy + m.top) / m.scale).floor_().clamp_(min=0).clamp(max=m.height - 1)
-    qx = (qx + m.flip * (m.width - 1 - 2 * qx)).long()
-    index = (qy.long() + rows * height) * width + qx
+    u = r - m.pad  # (n, 2, 1, S+2), the second along y
+    q = ((u + m.crop) / m.scale).floor_().clamp_(min=0).minimum(m.last)
+    qx, qy = (m.mirror - q).abs_().long().split(1, 1)
+    index = (qy.mT + rows * height) * width + qx
     out = label_maps.reshape(-1).index_select(0, index.view(-1)).view(-1, size + 2, size + 2)
-    out |= ((ux < 0) | (ux >= m.rect_w)).to(torch.uint8) * 255
-    out |= ((uy < 0) | (uy >= m.rect_h)).to(torch.uint8) * 255
+    outside = ((u < 0) | (u >= m.rect)).to(torch.uint8) * 255
+    out |= outside[:, 0]
+    out |= outside[:, 1].mT
     if not turned:
         return out[:, 1:-1, 1:-1]
-    x, y = r[1:-1], r[1:-1, None]
-    rx = ((m.cos * x + (m.px + 1.5)) - m.sin * y).floor_().clamp_(0, size + 1)  # the rim is 255
-    ry = ((m.sin * x + (m.py + 1.5)) + m.cos * y).floor_().clamp_(0, size + 1)
-    index = ry.mul_(size + 2).add_(rx).long().view(len(out), -1)
-    index += torch.arange(len(out), device=r.device)[:, None] * (size + 2) ** 2
-    return out.view(-1).index_select(0, index.view(-1)).view(-1, size, size)
+    r, rim = r[1:-1], size + 1  # the rim is 255
+    p = ((m.along * r + (m.origin + 1.5)) + m.across * r[:, None]).clamp_(0, rim).long()
+    index = torch.add(p[:, 0], p[:, 1], alpha=size + 2).flatten(1)
+    return out.flatten(1).gather(1, index).view(-1, size, size)
 
 
 def _warp_labels(label_maps, table, size):
     """Each sample's first of T geometries that shows an actor, else its first: map and plan.
 
     The CPU stops at that one; elsewhere all are made, so that nothing synchronises.
-    table      (B, T, 22) on the maps' device
-    returns    (B, size, size) uint8, (B, 22)
+    table      (B, T, fields, 2) on the maps' device
+    returns    (B, size, size) uint8, (B, fields, 2)
     """
-    whole, chosen = _whole(label_maps.device), table[:, 0].clone()
-    maps = label_maps.new_full((len(table), size, size), 255)
-    rows = torch.arange(len(table), device=table.device).view(-1, 1, 1)
-    for t in range(table.shape[1]):
-        for part, m in _chunks(table[:, t], torch.float64, 48 * size * size):
-            missing = maps[part].amin((1, 2), keepdim=True) == 255
-            if whole or missing:
-                found = _sample_labels(label_maps, rows[part], m, size, whole or m.sin != 0)
-                maps[part] = torch.where(missing, found, maps[part])
-                if t:  # the first stands where none shows an actor
-                    shown = missing & (found.amin((1, 2), keepdim=True) < 255)
-                    chosen[part] = torch.where(shown[:, 0], table[part, t], chosen[part])
-    return maps, chosen
+    tries, plans, width = table.shape[1], table.flatten(0, 1), len(Map._fields)
+    if not _whole(table.device):
+        maps, chosen = [], []
+        for i in range(len(table)):
+            for t in (*range(tries), 0):
+                [(_, m)] = _chunks(table[i, t : t + 1, :width], 1)
+                found = _sample_labels(label_maps, i, m, size, m.along[0, 1] != 0)
+                if tries == 1 or found.amin() < 255:
+                    break
+            maps.append(found)
+            chosen.append(i * tries + t)
+        return torch.cat(maps), plans[chosen]
+    rows = torch.arange(len(plans), device=table.device).view(-1, 1, 1, 1) // tries
+    maps = torch.cat([_sample_labels(label_maps, rows[part], m, size, True)
+                      for part, m in _chunks(plans[:, :width], 40 * size * size)])
+    if tries == 1:
+        return maps, plans
+    shown = maps.flatten(1).amin(1).view(-1, tries) < 255
+    chosen = shown.to(torch.uint8).argmax(1)  # the first of equals
+    chosen += torch.arange(0, len(plans), tries, device=table.device)
+    return maps.index_select(0, chosen), plans.index_select(0, chosen)
 
 
 def warp(frames, scale, crop, pad, degrees, flip, size=224, fill=FILL, label_maps=None, sizes=None):
@@ -318,7 +322,8 @@ def warp(frames, scale, crop, pad, degrees, flip, size=224, fill=FILL, label_map
     returns    (B, 3, size, size) uint8, (B, size, size) uint8 (255 = none) or None
     """
     parameters = (v[:, None] for v in (scale.double(), crop, pad, degrees, flip))
-    table = plan(_sizes(frames, sizes), *parameters, size, frames.device)
+    shape = frames.shape[2:] if _whole(frames.device) else None
+    table = plan(_sizes(frames, sizes), *parameters, size, shape)
     table, fill = _ship([table, torch.tensor(fill, dtype=torch.float32)], frames.device)
     maps = None if label_maps is None else _warp_labels(label_maps, table, size)[0]
     return _warp(frames, table[:, 0], size, fill), maps
@@ -339,8 +344,8 @@ def visible(label_maps, num_classes):
 
 def tone(x, table):
     """y = table[x], each sample by its own row of the (n, 256) uint8 table on x's device."""
-    first = 256 * torch.arange(len(x), dtype=torch.int32, device=x.device).view(-1, 1, 1, 1)
-    return table.reshape(-1).index_select(0, (x.int() + first).view(-1)).view(x.shape)
+    first = torch.arange(0, 256 * len(x), 256, dtype=torch.int32, device=x.device)
+    return table.flatten().index_select(0, (x + first.view(-1, 1, 1, 1)).view(-1)).view(x.shape)
 
 
 def gamma_table(gamma):
@@ -371,6 +376,17 @@ def brightness_contrast(x, contrast):
     return tone(x, contrast_table(contrast).to(x.device))
 
 
+@cache
+def _hue_weights(device):
+    """(3 * 360,) float32: -w in red, green, blue = v (1 - s w), by hue + 30 in 2-degree units.
+
+    In the sixths of a turn red's w is f 1 1 1-f 0 0, f the way through one, rounded as in OpenCV.
+    """
+    sixths = ((torch.arange(360, device=device) + 150) % 180).float().mul_(1 / 30).double()
+    k = (sixths + torch.arange(5, 0, -2, device=device)[:, None]) % 6  # (3, 360)
+    return -torch.minimum(k, 4 - k).clamp_(0, 1).float().flatten()
+
+
 def hue_saturation_value(x, shift):
     """H' = floor((H + dh) mod 180), S' = floor(clip(S + ds)), V' = floor(clip(V + dv)).
 
@@ -380,28 +396,24 @@ def hue_saturation_value(x, shift):
                S = H = 0 and turns reddish with ds >= 1, as in 0.4.5; later versions keep it grey
     """
     dh, ds, dv = shift.floor().float()[:, :, None, None].unbind(1)
-    r, g, b = x.float().unbind(1)
-    value = torch.maximum(torch.maximum(r, g), b)  # (n, S, S), all integers
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
+    rgb = x.float()
+    value = rgb.amax(1)  # (n, S, S), all integers
+    chroma = value - rgb.amin(1)
     per_value = (1044480 / value.clamp(min=1)).round_().int()  # 255 * 4096 / V
-    saturation = (per_value.mul_(chroma.int()).add_(2048) >> 12).float()
-    red, green = ((c - value + 1).clamp_(0, 1) for c in (r, g))  # 1 where c is the maximum
-    sixth = torch.lerp(torch.lerp(r - g + 4 * chroma, b - r + 2 * chroma, green), g - b, red)
+    saturation = per_value.mul_(chroma.int()).add_(2048) >> 12
+    red, green = (rgb[:, :2] - value[:, None]).add_(1).clamp_(0, 1).unbind(1)  # 1 at the maximum
+    r, g, b = rgb.unbind(1)
+    sixth = torch.lerp(torch.add(r - g, chroma, alpha=4), torch.add(b - r, chroma, alpha=2), green)
     per_chroma = (122880 / chroma.clamp(min=1)).round_()  # 180 * 4096 / 6C
-    hue = sixth.mul_(per_chroma).add_(2048).mul_(1 / 4096).floor_()  # -30 .. 150
-    hue = hue.add_(dh.remainder(180) + 30).int().view(-1)  # 0 .. 359, of which 30 is red
+    hue = torch.lerp(sixth, g - b, red).mul_(per_chroma).mul_(1 / 4096)  # -30 .. 150, exact
+    hue = hue.add_(dh.remainder(180) + 30.5).int()  # 0 .. 359, of which 30 is red
 
-    s = saturation.add_(ds).clamp_(0, 255).mul_(1 / 255)
+    s = (saturation + ds).clamp_(0, 255).mul_(1 / 255)
     v = (value + dv).clamp_(0, 255).mul_(1 / 255)
-    level = (torch.arange(360, device=x.device) + 150) % 180
-    f = (level.float() * (1 / 30)).remainder_(1)  # position in the sixth, rounded as in OpenCV
-    k = (level // 30 + 5 - 2 * torch.arange(3, device=x.device)[:, None]) % 6
-    weights = (k == 0) * f + ((k == 1) | (k == 2)) + (k == 3) * (1 - f)  # (3, 360)
-    out = torch.empty_like(x)
-    for channel in range(3):  # v (1 - s w); w of red by sixths of the hue: f 1 1 1-f 0 0
-        w = weights[channel].index_select(0, hue).view(value.shape)
-        out[:, channel] = _levels(w.mul_(s).neg_().add_(1).mul_(v).mul_(255))
-    return out
+    channel = torch.arange(0, 1080, 360, dtype=torch.int32, device=x.device).view(3, 1, 1)
+    table = _hue_weights.__wrapped__ if torch.compiler.is_compiling() else _hue_weights
+    w = table(x.device).index_select(0, (hue[:, None] + channel).view(-1)).view(x.shape)
+    return _levels(w.mul_(s[:, None]).add_(1).mul_(v[:, None]).mul_(255)).to(torch.uint8)
 
 
 def _pad(x, edge):
@@ -415,9 +427,10 @@ def _pad(x, edge):
 def gaussian_blur(x):
     """[1 2 1] x [1 2 1] / 16, ties up, REFLECT_101: OpenCV's 3x3 table (not sigma = 0.8)."""
     x = _pad(x, 1).short()
-    x = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
-    x = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
-    return ((x + 8) >> 4).to(torch.uint8)
+    for _ in range(2):
+        x = x[:, :, :-1] + x[:, :, 1:]
+        x = x[..., :-1] + x[..., 1:]
+    return (x.add_(8) >> 4).to(torch.uint8)
 
 
 def filter3x3(x, kernels):
@@ -429,7 +442,7 @@ def filter3x3(x, kernels):
             tap = kernels[:, dy, dx].view(-1, 1, 1, 1)
             if _whole(x.device) or tap.any():
                 out.addcmul_(padded[:, :, dy : dy + x.shape[2], dx : dx + x.shape[3]], tap)
-    return _levels(out.round_().clamp_(0, 255))
+    return _levels(out.round_().clamp_(0, 255)).to(torch.uint8)
 
 
 motion_blur = sharpen = filter3x3  # with motion_kernels(); with Draws.edge
@@ -456,17 +469,18 @@ def coarse_dropout(x, corners):
     """Black 8x8 squares with their (top, left) at corners (n, K, 2) int64 on x's device."""
     n, channels, _, width = x.shape
     step = torch.arange(HOLE, device=x.device)
-    row, column = corners[..., :1] + step, corners[..., 1:] + step  # (n, K, 8) each
+    row, column = (corners[..., None] + step).unbind(2)  # (n, K, 8) each
     index = (row[..., None] * width + column[:, :, None]).view(n, 1, -1).expand(-1, channels, -1)
     return x.flatten(2).scatter(2, index, 0).view(x.shape)
 
 
 def normalize(x, mean, std):
     """(x - 255 mean) / (255 std): (B, 3, H, W) levels -> float32; mean, std (3,) on x's device."""
-    scale, shift = (1 / (255 * std)).view(3, 1, 1), (mean / std).view(3, 1, 1)
-    out = torch.empty(x.shape, device=x.device)
-    part = len(x) if _whole(x.device) else 1
-    for levels, result in zip(x.split(part), out.split(part), strict=True):
+    scale, shift = (255 * std).reciprocal().view(3, 1, 1), (mean / std).view(3, 1, 1)
+    if _whole(x.device):
+        return torch.addcmul(-shift, x, scale)  # in one pass
+    out = torch.empty(x.shape)
+    for levels, result in zip(x, out, strict=True):
         torch.mul(levels, scale, out=result).sub_(shift)
     return out
 
@@ -482,14 +496,13 @@ STAGES = {  # between geometry and normalise
 
 def _ship(tensors, device):
     """CPU tensors -> the same on `device`, through pinned memory in one asynchronous copy."""
-    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # keeps aligned
-    packed = torch.cat([tensors[i].contiguous().view(-1).view(torch.uint8) for i in order])
+    order = sorted(tensors, key=torch.Tensor.element_size, reverse=True)  # keeps them aligned
+    packed = torch.cat([t.contiguous().view(-1).view(torch.uint8) for t in order])
     if device.type != "cpu":
         packed = packed.pin_memory().to(device, non_blocking=True)
-    parts = packed.split([tensors[i].nbytes for i in order])
-    out = {i: part.view(tensors[i].dtype).view(tensors[i].shape)
-           for i, part in zip(order, parts, strict=True)}
-    return [out[i] for i in range(len(tensors))]
+    parts = zip(order, packed.split([t.nbytes for t in order]), strict=True)
+    shipped = {id(t): part.view(t.dtype).view(t.shape) for t, part in parts}
+    return [shipped[id(t)] for t in tensors]
 
 
 def _sizes(frames, sizes):
@@ -516,27 +529,24 @@ def _known(**given):
             raise ValueError(f"{option}={' '.join(unknown)}: choose from {' '.join(choices)}")
 
 
-def _pixels(frames, label_maps, table, straight, mean, std, fill, stages, size, classes):
-    """The device's part. table (B, T, 22) plans; stages {name in STAGES: [rows, parameters...]}.
+def _pixels(frames, label_maps, table, mean, std, fill, stages, size, classes):
+    """The device's part. table (B, T, 16, 2) plans; stages {name in STAGES: [rows, parameters...]}.
 
-    straight   (1, 22) plan that changes nothing: rotate in a second interpolation; None: at once
+    table      (B, T, 3 * 16, 2) for two interpolations: the whole plan, then that of each
     classes    width of the labels to recount, 0 for none
     returns    (B, 3, size, size) float32, (B, classes) float32 or None
     """
     read = classes or table.shape[1] > 1
     maps, table = _warp_labels(label_maps, table, size) if read else (None, table[:, 0])
-    if straight is None:
-        x = _warp(frames, table, size, fill)
-    else:  # the first four fields are the rotation
-        straight = straight.expand(len(table), -1)
-        x = _warp(frames, torch.cat((straight[:, :4], table[:, 4:]), 1), size, fill)
-        x = _warp(x, torch.cat((table[:, :4], straight[:, 4:]), 1), size, fill)
+    x = frames
+    for plans in table.split(len(Map._fields), 1)[-2:]:
+        x = _warp(x, plans, size, fill)
     for name, (rows, *parameters) in stages.items():
-        if not _whole(x.device):
-            for j, i in enumerate(rows.tolist()):
-                x[i] = STAGES[name](x[i : i + 1], *(p[j : j + 1] for p in parameters))[0]
-        elif len(rows):
+        if _whole(x.device):
             x.index_copy_(0, rows, STAGES[name](x.index_select(0, rows), *parameters))
+            continue
+        for j, i in enumerate(rows.tolist()):
+            x[i] = STAGES[name](x[i : i + 1], *(p[j : j + 1] for p in parameters))[0]
     return normalize(x, mean, std), visible(maps, classes) if classes else None
 
 
@@ -575,8 +585,8 @@ class ReportAugment:
         returns    (B, 3, size, size) float32 normalised, (B, C) float32 labels or None
         raises     TypeError, ValueError on wrong types, shapes or sizes
         """
-        sizes = _sizes(frames, sizes)
-        draws = draw(len(frames), generator, sizes, self.size, self.without, self.extra)
+        draws = draw(len(frames), generator, _sizes(frames, sizes), self.size, self.without,
+                     self.extra)
         return self.apply(frames, draws, labels, label_maps, sizes)
 
     def apply(self, frames, draws, labels=None, label_maps=None, sizes=None):
@@ -593,12 +603,13 @@ class ReportAugment:
                 labels.dtype != torch.float32 or labels.ndim != 2 or len(labels) != len(frames)):
             raise ValueError(f"labels are float32 ({len(frames)}, classes), a row per frame, got "
                              f"{labels.dtype} {tuple(labels.shape)}")
-        geometry = [v[:, :tries] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)]
-        table = plan(sizes, *geometry, size, frames.device)
-        straight = []
+        shape = frames.shape[2:] if self.compile or _whole(frames.device) else None
+        flip, scale, crop, pad, degrees = (v[:, :tries] for v in d[:5])
+        plans = [plan(sizes, scale, crop, pad, degrees, flip, size, shape)]
         if self.exact:
-            square, one, none = torch.full((1, 2), size), torch.ones(1, 1), torch.zeros(1, 1, 2)
-            straight = [plan(square, one, none, none, 0 * one, 0 * one, size, frames.device)[0]]
+            square, one, none = torch.full_like(sizes, size), torch.ones_like(scale), 0 * crop
+            plans += [plan(sizes, scale, crop, pad, 0 * degrees, flip, size, shape),
+                      plan(square, one, none, none, degrees, 0 * one, size, shape and (size, size))]
 
         def those(mask):  # compiled: a lone row twice, no graph of its own for that length
             rows = torch.nonzero(mask)[:, 0]
@@ -608,24 +619,24 @@ class ReportAugment:
         gaussian, motion, median = (those(d.blur == i) for i in (1, 2, 3))
         sharpen, dropout = those(d.sharpen), those(d.holes > 0)
         tables = gamma_table(d.gamma[gamma]), contrast_table(d.contrast[brightness])
+        used = torch.arange(HOLES)[:, None] < d.holes[dropout, None, None]  # else the first again
         corners = d.corners[dropout]
-        spare = torch.arange(HOLES) >= d.holes[dropout, None]  # repeats the first hole
         stages = {
             "vflip": [those(d.vflip)], "transpose": [those(d.transpose)],
             "tone": [torch.cat((gamma, brightness)), torch.cat(tables)],
             "hsv": [hsv, d.shift[hsv]],
             "gaussian": [gaussian], "motion": [motion, d.motion[motion]], "median": [median],
             "sharpen": [sharpen, d.edge[sharpen]],
-            "dropout": [dropout, torch.where(spare[..., None], corners[:, :1], corners)],
+            "dropout": [dropout, torch.where(used, corners, corners[:, :1])],
         }
-        shipped = iter(_ship([*self.constants, table, *chain(*stages.values()), *straight],
+        stages = {name: part for name, part in stages.items() if len(part[0])}
+        shipped = iter(_ship([torch.cat(plans, 2), *self.constants, *chain(*stages.values())],
                              frames.device))
-        mean, std, fill, table = (next(shipped) for _ in range(4))
+        table, mean, std, fill = (next(shipped) for _ in range(4))
         stages = {name: [next(shipped) for _ in part] for name, part in stages.items()}
         recount = self.labels == "visible" and labels is not None and label_maps is not None
-        images, recounted = self.pixels(
-            frames, label_maps, table, next(shipped, None), mean, std, fill, stages, size,
-            labels.shape[1] if recount else 0)
+        images, recounted = self.pixels(frames, label_maps, table, mean, std, fill, stages, size,
+                                        labels.shape[1] if recount else 0)
         return images, recounted if recount else labels
 
 
