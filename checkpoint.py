@@ -555,7 +555,7 @@ class World:
             return
         if not code:
             with suppress(RuntimeError):  # another one has failed meanwhile
-                self.reduce(torch.zeros(1))  # none of them is still to be answered
+                self.reduce(torch.zeros(1))  # until all are here: nobody waits for this one
                 dist.destroy_process_group()  # or its threads abort the exit: 1 of 24 processes
             return
         with suppress(RuntimeError):  # the store is out of reach

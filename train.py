@@ -28,7 +28,7 @@ from pathlib import Path
 # Threads that spin for long while they wait take the cores from those they wait for, and threads
 # that do not spin wake up late. A step of `--arch resnet34` at batch 32 on two cores, undisturbed
 # and beside another busy process: 0.40 and 0.75 s with a count of 1000, 0.38 and 0.94 s with 5000,
-# 0.38 and 2.9 s with 100000, which is less than libgomp's own. Read as torch is loaded.
+# 0.38 and 2.9 s with 100000; libgomp's default is higher still. It is read as torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import numpy as np
@@ -370,7 +370,7 @@ def train_epoch(
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if device.type == "cuda" or norm > clip:  # on a GPU, to look at it would be to wait for it
             nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-        scaler.step(optimizer)  # but where fp16 gradients have overflowed, and norm is not finite
+        scaler.step(optimizer)  # skipped where fp16 gradients have overflowed: norm is not finite
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None and norm.isfinite():  # under --ema, the host waits for the device here
