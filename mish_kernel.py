@@ -35,6 +35,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import inspect
 import itertools
 import math
 import os
@@ -53,9 +54,13 @@ except ImportError:  # everything runs in torch operations
 INTERPRET = triton is not None and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: CPU kernels
 BLOCK = 1024  # elements a program: 8 for each of 128 threads, so that accesses are 16 bytes wide
 MAX_BATCH, MAX_CLASSES = 1024, 128  # of the fused head
-# its tiles, chosen from compiled code; tests/gpu_visit.py times the others on a GPU
-FORWARD = {"BM": 16, "BN": 16, "BK": 128, "num_warps": 4, "num_stages": 4}
-BACKWARD = {"BB": 64, "BH": 64, "BFW": 64, "BFX": 32, "num_warps": 8, "num_stages": 3}
+# Its tiles, chosen from compiled code; tests/gpu_visit.py times others on a GPU. Forward: 64
+# programs at B = 64 with 96 KB of loads in flight, and a warp for each 1 / SPLIT of BK (in one
+# warp the 128 matrix products of a sum over F = 2048 are 128 latencies). Backward: 132 programs,
+# an H100's SMs, that load at once what they need; NARROW: in a loop, with fewer registers.
+FORWARD = {"BM": 32, "BN": 8, "BK": 512, "SPLIT": 8, "num_warps": 8, "num_stages": 3}
+BACKWARD = {"BB": 64, "BH": 64, "BFW": 128, "BFX": 32, "BHX": 256, "num_warps": 8, "num_stages": 3}
+NARROW = {"BH": 32, "BFW": 64, "BHX": 32}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # of the kernels
 
 # -------------------------------------------------------- closed forms in torch (fp32 or float64)
@@ -171,11 +176,9 @@ def number(value, address):
 
 
 @jit
-def kept(base, cols, seed, offset, seed_at, offset_at,
-         R: tl.constexpr, C: tl.constexpr, DROP: tl.constexpr):
+def kept(base, cols, key, offset, R: tl.constexpr, C: tl.constexpr, DROP: tl.constexpr):
     """(R, C) mask of rows of C elements, cols apart, from element base on."""
-    key = number(seed, seed_at)
-    counter = number(offset, offset_at).to(tl.uint64, bitcast=True)
+    counter = offset.to(tl.uint64, bitcast=True)
     group = base // 8 + tl.arange(0, C // 8)[None, :]
     if R > 1:
         group += tl.arange(0, R)[:, None] * (cols // 8)
@@ -220,7 +223,8 @@ def act_kernel(dy_ptr, x_ptr, bias_ptr, out_ptr, db_ptr, rows, cols,
         col = first + tl.arange(0, C)[None, :] + tl.zeros([R, C], tl.int64)
     keep = None
     if DROP > 0:
-        keep = kept(base, cols, seed, offset, seed_at, offset_at, R, C, DROP)
+        key, counter = number(seed, seed_at), number(offset, offset_at)
+        keep = kept(base, cols, key, counter, R, C, DROP)
     SCALE: tl.constexpr = 65536 / (65536 - DROP)
     x_ptr += base
     out_ptr += base
@@ -254,106 +258,120 @@ def store2d(ptr, x, row, stride, col, rows, cols):
 
 
 @jit
-def head_kernel(x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, target_ptr, loss_ptr, logits_ptr,
-                h_ptr, g_ptr, ticket_ptr, part_ptr, B, x_stride,
+def head_kernel(x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, target_ptr, loss_ptr, logits_ptr, saved_ptr,
+                ticket_ptr, part_ptr, B, x_stride,
                 seed: tl.int64, offset: tl.int64, seed_at: tl.int64, offset_at: tl.int64,
                 F: tl.constexpr, H: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
-                DROP: tl.constexpr,
-                BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """Forward. Each program owns BM x BN of the hidden layer and the whole sum over F. Of a row
-    tile's H / BN programs the last to finish (integer tickets) computes its logits, and the last of
-    those the loss; the order of every sum is fixed. CP is C padded to a power of two."""
-    dtype = h_ptr.dtype.element_ty
-    tile = tl.program_id(0) // (H // BN)
+                DROP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                SPLIT: tl.constexpr):
+    """Forward. Each program owns BM x BN of the hidden layer and the whole sum over F, of which
+    each warp adds up 1 / SPLIT. Of the programs of 64 rows the last to finish (integer tickets)
+    computes their logits, and the last of those the loss; the order of every sum is fixed.
+
+    saved is (B, 2H), or with target (B, 2H + CP): h, g, sigmoid(logits) - target. CP is C padded to
+    a power of two."""
+    dtype = saved_ptr.dtype.element_ty
+    S: tl.constexpr = 2 * H if target_ptr is None else 2 * H + CP
+    tile, tiles = tl.program_id(0) // (H // BN), tl.num_programs(0) // (H // BN)
     first = tl.program_id(0) % (H // BN) * BN
     row, col = tile * BM + tl.arange(0, BM), first + tl.arange(0, BN)
-    z = tl.zeros([BM, BN], tl.float32)
+    bias = tl.load(b1_ptr + col).to(tl.float32)[None, :]  # loaded here, awaited after the sum
+    key, counter = number(seed, seed_at), number(offset, offset_at)
+    x_row, w_row = row[None, :, None], col[None, :, None]
+    part = tl.arange(0, SPLIT)[:, None, None] * (BK // SPLIT)
+    part += tl.arange(0, BK // SPLIT)[None, None, :]
+    z = tl.zeros([SPLIT, BM, BN], tl.float32)
     for k in range(0, F, BK):
-        f = k + tl.arange(0, BK)
-        x = load2d(x_ptr, row, x_stride, f, B, F).to(dtype)
-        z = tl.dot(x, load2d(w1_ptr, col, F, f, H, F).to(dtype).T, z)
-    h, g = mish16(z + tl.load(b1_ptr + col).to(tl.float32)[None, :])
+        f = k + part
+        x = tl.load(x_ptr + x_row * x_stride + f, mask=(x_row < B) & (f < F), other=0.0)
+        w1 = tl.load(w1_ptr + w_row * F + f, mask=f < F, other=0.0)
+        z = tl.dot(x.to(dtype), w1.to(dtype).permute(0, 2, 1), z)
+    h, g = mish16(tl.sum(z, 0) + bias)
     if DROP > 0:
         SCALE: tl.constexpr = 65536 / (65536 - DROP)
-        base = (tile * BM * H + first).to(tl.int64)
-        keep = kept(base, H, seed, offset, seed_at, offset_at, BM, BN, DROP)
+        keep = kept((tile * BM * H + first).to(tl.int64), H, key, counter, BM, BN, DROP)
         h, g = tl.where(keep, h * SCALE, 0.0), tl.where(keep, g * SCALE, 0.0)
-    store2d(h_ptr, h, row, H, col, B, H)
-    store2d(g_ptr, g, row, H, col, B, H)
+    store2d(saved_ptr, h, row, S, col, B, H)
+    store2d(saved_ptr + H, g, row, S, col, B, H)
 
+    group = tile // (64 // BM)
     tl.debug_barrier()  # all of this program's h is written before it takes its ticket
-    if tl.atomic_add(ticket_ptr + tile, 1, sem="acq_rel") == H // BN - 1:
-        tl.store(ticket_ptr + tile, 0)
-        c = tl.arange(0, CP)
-        logits = tl.zeros([BM, CP], tl.float32)
+    last = tl.minimum(64 // BM, tiles - group * (64 // BM)) * (H // BN) - 1
+    if tl.atomic_add(ticket_ptr + group, 1, sem="acq_rel") == last:
+        tl.store(ticket_ptr + group, 0)
+        rows, c = group * 64 + tl.arange(0, 64), tl.arange(0, CP)
+        b2 = tl.load(b2_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        if target_ptr is not None:
+            target = load2d(target_ptr, rows, C, c, B, C)
+        logits = tl.zeros([64, CP], tl.float32)
         for k in range(0, H, 64):
             j = k + tl.arange(0, 64)
-            a = tl.load(h_ptr + row[:, None] * H + j[None, :], mask=(row < B)[:, None], other=0.0,
-                        cache_modifier=".cg")  # from L2, where the other programs' h is
+            a = tl.load(saved_ptr + rows[:, None] * S + j[None, :], mask=(rows < B)[:, None],
+                        other=0.0, cache_modifier=".cg")  # from L2, where the others' h is
             logits = tl.dot(a, load2d(w2_ptr, c, H, j, C, H).to(dtype).T, logits)
-        logits += tl.load(b2_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-        store2d(logits_ptr, logits, row, C, c, B, C)
+        logits += b2
+        store2d(logits_ptr, logits, rows, C, c, B, C)
         if target_ptr is not None:
-            u = tl.exp(-tl.abs(logits))
-            v = 1.0 + u  # log(1 + u) = log(v) u / (v - 1), accurate for small u too
-            log1p = tl.where(v == 1.0, u, tl.log(v) * (u / tl.where(v == 1.0, 1.0, v - 1.0)))
-            loss = tl.maximum(logits, 0.0) - logits * load2d(target_ptr, row, C, c, B, C) + log1p
-            valid = (row < B)[:, None] & (c < C)[None, :]
-            tl.store(part_ptr + tile, tl.sum(tl.where(valid, loss, 0.0)))
-            tl.debug_barrier()
-            tiles = tl.num_programs(0) // (H // BN)
-            if tl.atomic_add(ticket_ptr + tiles, 1, sem="acq_rel") == tiles - 1:
-                tl.store(ticket_ptr + tiles, 0)
-                i = tl.arange(0, 64)
-                part = tl.load(part_ptr + i, mask=i < tiles, other=0.0, cache_modifier=".cg")
-                tl.store(loss_ptr, tl.sum(part) / (B * C))
+            u = tl.exp2(tl.abs(logits) * -1.4426950408889634)
+            v, w = 1.0 + u, 2.0 + u
+            r = tl.rsqrt(v * w)
+            r *= r  # log(1 + u) = 2 atanh(s)
+            s = u * v * r
+            q = s * s
+            series = tl.fma(q, 1 / 13, 1 / 11)
+            for n in tl.static_range(9, 0, -2):
+                series = tl.fma(q, series, 1 / n)
+            valid = (rows < B)[:, None] & (c < C)[None, :]
+            d = tl.where(valid, tl.where(logits > 0, 1.0, u) * (w * r) - target, 0.0)
+            store2d(saved_ptr + 2 * H, d, rows, S, c, B, CP)
+            loss = tl.maximum(logits, 0.0) - logits * target + 2.0 * s * series
+            loss = tl.sum(tl.where(valid, loss, 0.0))
+            if part_ptr is None:  # these 64 rows are all
+                tl.store(loss_ptr, loss / (B * C))
+            else:
+                groups = tl.cdiv(B, 64)
+                tl.store(part_ptr + group, loss)
+                tl.debug_barrier()
+                if tl.atomic_add(ticket_ptr + groups, 1, sem="acq_rel") == groups - 1:
+                    tl.store(ticket_ptr + groups, 0)
+                    i = tl.arange(0, 16)
+                    parts = tl.load(part_ptr + i, mask=i < groups, other=0.0, cache_modifier=".cg")
+                    tl.store(loss_ptr, tl.sum(parts) / (B * C))
 
 
 @jit
-def logits_gradient(dout_ptr, logits_ptr, target_ptr, row, c, B, C: tl.constexpr):
-    """dlogits (len(row), CP). Of the loss without its factor dloss / (B C), which comes last:
-    sigmoid - target suits 16 bits whatever the loss scale."""
-    if target_ptr is None:
-        d = load2d(dout_ptr, row, C, c, B, C).to(tl.float32)
-    else:
-        d = tl.sigmoid(load2d(logits_ptr, row, C, c, B, C))
-        d -= load2d(target_ptr, row, C, c, B, C)
-        d = tl.where((row < B)[:, None] & (c < C)[None, :], d, 0.0)
-    return d
-
-
-@jit
-def hidden_gradient(d, w2_ptr, g_ptr, row, col, c, B, H: tl.constexpr, C: tl.constexpr):
-    """dz = (dlogits w2) g, (len(row), len(col)), fp32."""
-    g = load2d(g_ptr, row, H, col, B, H)
-    return tl.dot(d.to(g.dtype), load2d(w2_ptr, c, H, col, C, H).to(g.dtype)) * g.to(tl.float32)
-
-
-@jit
-def head_backward_kernel(dout_ptr, logits_ptr, target_ptr, x_ptr, w1_ptr, w2_ptr, h_ptr, g_ptr,
+def head_backward_kernel(d_ptr, dloss_ptr, x_ptr, w1_ptr, w2_ptr, saved_ptr,
                          dx_ptr, dw1_ptr, db1_ptr, dw2_ptr, db2_ptr, B, x_stride,
                          F: tl.constexpr, H: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
                          STEPS: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
-                         BFW: tl.constexpr, BFX: tl.constexpr):
-    """Backward. Three kinds of program, each of which forms the part of dz that it needs."""
-    dtype = g_ptr.dtype.element_ty
+                         BFW: tl.constexpr, BFX: tl.constexpr, BHX: tl.constexpr):
+    """Backward. Three kinds of program, each of which forms the part of dz that it needs. The
+    factor dloss / (B C) comes last: sigmoid - target suits 16 bits whatever the loss scale."""
+    dtype = saved_ptr.dtype.element_ty
     OUTER: tl.constexpr = H // BH
     DW1: tl.constexpr = OUTER * ((F + BFW - 1) // BFW)
-    c = tl.arange(0, CP)
-    scale = 1.0
-    if target_ptr is not None:
-        scale = tl.load(dout_ptr).to(tl.float32) / (B * C)
+    S: tl.constexpr = 2 * H if dloss_ptr is None else 2 * H + CP
+    D: tl.constexpr = C if dloss_ptr is None else S  # distance of two rows of dlogits
+    W: tl.constexpr = C if dloss_ptr is None else CP
+    g_ptr, c = saved_ptr + H, tl.arange(0, CP)
+    dloss, size = 1.0, 1.0
+    if dloss_ptr is not None:  # loaded here, awaited where it is used
+        dloss, size = tl.load(dloss_ptr).to(tl.float32), 1.0 / (B * C)
+        d_ptr = saved_ptr + 2 * H
     job = tl.program_id(0)
     if job < OUTER:  # dw2[:, col], db1[col], db2: sums over the batch
         col = job * BH + tl.arange(0, BH)
+        w2 = load2d(w2_ptr, c, H, col, C, H).to(dtype)
         dw2 = tl.zeros([CP, BH], tl.float32)
         db1, db2 = tl.zeros([BH], tl.float32), tl.zeros([CP], tl.float32)
         for i in range(STEPS):
             row = i * BB + tl.arange(0, BB)
-            d = logits_gradient(dout_ptr, logits_ptr, target_ptr, row, c, B, C)
-            dw2 = tl.dot(d.to(dtype).T, load2d(h_ptr, row, H, col, B, H), dw2)
-            db1 += tl.sum(hidden_gradient(d, w2_ptr, g_ptr, row, col, c, B, H, C), 0)
-            db2 += tl.sum(d, 0)
+            d = load2d(d_ptr, row, D, c, B, W)
+            g, h = load2d(g_ptr, row, S, col, B, H), load2d(saved_ptr, row, S, col, B, H)
+            db1 += tl.sum(tl.dot(d, w2) * g.to(tl.float32), 0)
+            dw2 = tl.dot(d.T, h, dw2)
+            db2 += tl.sum(d.to(tl.float32), 0)
+        scale = dloss * size
         store2d(dw2_ptr, dw2 * scale, c, H, col, C, H)
         tl.store(db1_ptr + col, (db1 * scale).to(db1_ptr.dtype.element_ty))
         if job == 0:
@@ -361,23 +379,29 @@ def head_backward_kernel(dout_ptr, logits_ptr, target_ptr, x_ptr, w1_ptr, w2_ptr
     elif job < OUTER + DW1:  # dw1[col, f]: a sum over the batch
         col = (job - OUTER) % OUTER * BH + tl.arange(0, BH)
         fw = (job - OUTER) // OUTER * BFW + tl.arange(0, BFW)
+        w2 = load2d(w2_ptr, c, H, col, C, H).to(dtype)
         dw1 = tl.zeros([BH, BFW], tl.float32)
         for i in range(STEPS):
             row = i * BB + tl.arange(0, BB)
-            d = logits_gradient(dout_ptr, logits_ptr, target_ptr, row, c, B, C)
-            dz = hidden_gradient(d, w2_ptr, g_ptr, row, col, c, B, H, C)
-            dw1 = tl.dot(dz.to(dtype).T, load2d(x_ptr, row, x_stride, fw, B, F).to(dtype), dw1)
-        store2d(dw1_ptr, dw1 * scale, col, F, fw, H, F)
+            x = load2d(x_ptr, row, x_stride, fw, B, F).to(dtype)
+            d = load2d(d_ptr, row, D, c, B, W)
+            g = load2d(g_ptr, row, S, col, B, H)
+            dz = tl.dot(d, w2) * g.to(tl.float32)
+            dw1 = tl.dot(dz.to(dtype).T, x, dw1)
+        store2d(dw1_ptr, dw1 * (dloss * size), col, F, fw, H, F)
     else:  # dx[row, f]: a sum over the hidden layer
         row = (job - OUTER - DW1) // tl.cdiv(F, BFX) * BB + tl.arange(0, BB)
         fx = (job - OUTER - DW1) % tl.cdiv(F, BFX) * BFX + tl.arange(0, BFX)
-        d = logits_gradient(dout_ptr, logits_ptr, target_ptr, row, c, B, C)
+        d = load2d(d_ptr, row, D, c, B, W)
         dx = tl.zeros([BB, BFX], tl.float32)
-        for j in range(0, H, BH):
-            col = j + tl.arange(0, BH)
-            dz = hidden_gradient(d, w2_ptr, g_ptr, row, col, c, B, H, C)
-            dx = tl.dot(dz.to(dtype), load2d(w1_ptr, col, F, fx, H, F).to(dtype), dx)
-        store2d(dx_ptr, dx * scale, row, F, fx, B, F)
+        for j in range(0, H, BHX):
+            col = j + tl.arange(0, BHX)
+            w1 = load2d(w1_ptr, col, F, fx, H, F).to(dtype)
+            w2 = load2d(w2_ptr, c, H, col, C, H).to(dtype)
+            g = load2d(g_ptr, row, S, col, B, H)
+            dz = tl.dot(d, w2) * g.to(tl.float32)
+            dx = tl.dot(dz.to(dtype), w1, dx)
+        store2d(dx_ptr, dx * (dloss * size), row, F, fx, B, F)
 
 
 # --------------------------------------------------------------------------------------- launching
@@ -386,6 +410,11 @@ def head_backward_kernel(dout_ptr, logits_ptr, target_ptr, x_ptr, w1_ptr, w2_ptr
 # Integer tickets of the head, zero before and after each launch: one set for each stream, and one
 # for each captured call, since two graphs may be replayed at once.
 TICKETS, SPARE = {}, {}  # (device, stream) -> set; device -> sets that nothing uses yet
+
+
+@functools.cache
+def capability(device):
+    return torch.cuda.get_device_capability(device)
 
 
 @torch.compiler.assume_constant_result
@@ -399,10 +428,10 @@ def has_kernels(device):
         return True
     if device.type != "cuda" or triton is None or torch.version.hip is not None:
         return INTERPRET
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if capability(device) < (8, 0):
         return False
     if not torch.cuda.is_current_stream_capturing():
-        SPARE[device] = [*torch.zeros((1024, 128), dtype=torch.int32, device=device)]
+        SPARE[device] = [*torch.zeros((1024, 32), dtype=torch.int32, device=device)]
         torch.cuda.synchronize(device)  # other streams use them
     return True
 
@@ -445,9 +474,21 @@ def launch(kernel, programs, x, *arguments, **options):
         kernel[(programs,)](*arguments, **options, enable_fp_fusion=True)
 
 
-def fewer_stages(options, fewer):
+def forward_options(x):
+    """A tile of x is twice as wide in fp32."""
+    return FORWARD | {"BK": FORWARD["BK"] * 2 // x.element_size()}
+
+
+def backward_options(B, H, C, hopper):
     """What buffers take has to stay below 99 KB, all there is on compute capability 8.6 and 8.9."""
-    return options | {"num_stages": options["num_stages"] - fewer}
+    wide = hopper and C <= 64 and H % BACKWARD["BHX"] == 0
+    stages = BACKWARD["num_stages"] - (C > 64) - (BACKWARD["BB"] < B)
+    return BACKWARD | {"num_stages": stages} | ({} if wide else NARROW)
+
+
+def blocks(n, size):
+    """As triton.cdiv, which takes 2 us."""
+    return -(-n // size)
 
 
 def dense(x, like):
@@ -472,10 +513,10 @@ def act(dy: Tensor | None, x: Tensor, bias: Tensor | None, seed: Tensor | None,
     if bias is not None:
         rows, cols, R, C = x.numel() // x.shape[-1], x.shape[-1], 16, 128
         if dy is not None:
-            part = x.new_empty((triton.cdiv(rows, R), cols), dtype=torch.float32)
+            part = x.new_empty((blocks(rows, R), cols), dtype=torch.float32)
     if x.numel():
         rng = seed_arguments(seed, offset, shift)
-        programs = triton.cdiv(cols, C) * triton.cdiv(rows, R)
+        programs = blocks(cols, C) * blocks(rows, R)
         launch(act_kernel, programs, x, dy, x, bias, out, part, rows, cols, *rng, R, C, drop,
                num_warps=4)
     return out, db if part is None else part.sum(0).to(bias.dtype)
@@ -503,49 +544,55 @@ def tickets(x):
     if key in TICKETS and not capturing:
         return TICKETS[key]
     if not SPARE.get(x.device):  # one more launch
-        return x.new_zeros(128, dtype=torch.int32)
+        return x.new_zeros(32, dtype=torch.int32)
     found = SPARE[x.device].pop()
     if not capturing:
         TICKETS[key] = found
     return found
 
 
+def padded(C):
+    return max(16, 1 << (C - 1).bit_length())
+
+
 def head(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, target: Tensor | None,
          seed: Tensor | None, offset: Tensor | None, shift: int, drop: int, dtype: torch.dtype,
-         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss (empty without target), logits (fp32 with target), h, g."""
+         ) -> tuple[Tensor, Tensor, Tensor]:
+    """loss (empty without target), logits (fp32 with target), what the backward pass needs."""
     outputs = head_outputs(x, w1, b1, w2, b2, target, seed, offset, shift, drop, dtype)
-    (B, width), (C, H), tiles = x.shape, w2.shape, triton.cdiv(x.shape[0], FORWARD["BM"])
-    part = None if target is None else x.new_empty(tiles, dtype=torch.float32)
-    launch(head_kernel, tiles * H // FORWARD["BN"], x, x, w1, b1, w2, b2, target, *outputs,
-           tickets(x), part, B, x.stride(0), *seed_arguments(seed, offset, shift), width, H, C,
-           max(16, triton.next_power_of_2(C)), drop, **fewer_stages(FORWARD, C > 64))
+    (B, width), (C, H), groups = x.shape, w2.shape, blocks(x.shape[0], 64)
+    part = None if target is None or groups == 1 else x.new_empty(groups, dtype=torch.float32)
+    programs = blocks(B, FORWARD["BM"]) * (H // FORWARD["BN"])
+    launch(head_kernel, programs, x, x, w1, b1, w2, b2, target, *outputs, tickets(x), part, B,
+           x.stride(0), *seed_arguments(seed, offset, shift), width, H, C, padded(C), drop,
+           **forward_options(x))
     return outputs
 
 
 def head_outputs(x, w1, b1, w2, b2, target, seed, offset, shift, drop, dtype):
-    B, (C, H) = x.shape[0], w2.shape
-    loss = x.new_empty(0 if target is None else (), dtype=torch.float32)
-    logits = x.new_empty((B, C), dtype=dtype if target is None else torch.float32)
-    return loss, logits, x.new_empty((B, H), dtype=dtype), x.new_empty((B, H), dtype=dtype)
+    B, (C, H), loss = x.shape[0], w2.shape, target is not None
+    saved = x.new_empty((B, 2 * H + padded(C) if loss else 2 * H), dtype=dtype)
+    logits = x.new_empty((B, C), dtype=torch.float32 if loss else dtype)
+    return x.new_empty(() if loss else 0, dtype=torch.float32), logits, saved
 
 
-def head_backward(dout: Tensor, logits: Tensor, target: Tensor | None, x: Tensor, w1: Tensor,
-                  b1: Tensor, w2: Tensor, b2: Tensor, h: Tensor, g: Tensor, need_dx: bool,
+def head_backward(dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor,
+                  saved: Tensor, loss: bool, need_dx: bool,
                   ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """dx (empty unless needed), dw1, db1, dw2, db2 from dlogits, or with target from dloss."""
-    grads = head_backward_outputs(dout, logits, target, x, w1, b1, w2, b2, h, g, need_dx)
+    """dx (empty unless needed), dw1, db1, dw2, db2 from dlogits, or with loss from dloss."""
+    grads = head_backward_outputs(dout, x, w1, b1, w2, b2, saved, loss, need_dx)
     (B, width), (C, H) = x.shape, w2.shape
-    steps = triton.cdiv(B, BACKWARD["BB"])
-    jobs = H // BACKWARD["BH"] * (1 + triton.cdiv(width, BACKWARD["BFW"]))
-    jobs += steps * triton.cdiv(width, BACKWARD["BFX"]) if need_dx else 0
-    launch(head_backward_kernel, jobs, x, dout.contiguous(), logits, target, x, w1, w2, h, g,
-           *grads, B, x.stride(0), width, H, C, max(16, triton.next_power_of_2(C)), steps,
-           **fewer_stages(BACKWARD, (C > 64) + (steps > 1)))
+    tiles = backward_options(B, H, C, not x.is_cuda or capability(x.device)[0] == 9)
+    steps = blocks(B, tiles["BB"])
+    jobs = H // tiles["BH"] * (1 + blocks(width, tiles["BFW"]))
+    jobs += steps * blocks(width, tiles["BFX"]) if need_dx else 0
+    dout = (None, dout) if loss else (dout.contiguous(), None)
+    launch(head_backward_kernel, jobs, x, *dout, x, w1, w2, saved, *grads, B, x.stride(0), width, H,
+           C, padded(C), steps, **tiles)
     return grads
 
 
-def head_backward_outputs(dout, logits, target, x, w1, b1, w2, b2, h, g, need_dx):
+def head_backward_outputs(dout, x, w1, b1, w2, b2, saved, loss, need_dx):
     dx = x.new_empty(x.shape if need_dx else 0)
     return dx, *(torch.empty_like(t) for t in (w1, b1, w2, b2))
 
@@ -570,7 +617,11 @@ def register(function, outputs, setup=None, gradient=None):
     op.register_fake(outputs)
     if gradient is not None:
         op.register_autograd(gradient, setup_context=setup)
-        members = {"forward": function, "setup_context": setup, "backward": gradient}
+        def forward(*args):
+            return function(*args)
+
+        forward.__signature__ = inspect.signature(forward)  # apply asks for it at each call: 30 us
+        members = {"forward": forward, "setup_context": setup, "backward": gradient}
         members = {name: staticmethod(member) for name, member in members.items()}
         EAGER[op] = type(function.__name__, (torch.autograd.Function,), members)
     return op
@@ -598,18 +649,16 @@ def act_gradient(ctx, dout, ddb):
 
 
 def head_setup(ctx, inputs, output):
-    x, w1, b1, w2, b2, target, *_ = inputs
-    _, logits, h, g = output
-    ctx.save_for_backward(logits, target, x, w1, b1, w2, b2, h, g)
+    ctx.save_for_backward(*inputs[:5], output[2])
+    ctx.loss = inputs[5] is not None
     ctx.set_materialize_grads(False)
 
 
-def head_gradient(ctx, dloss, dlogits, dh, dg):
-    saved, need_dx = ctx.saved_tensors, ctx.needs_input_grad[0]
-    dout = dlogits if saved[1] is None else dloss
+def head_gradient(ctx, dloss, dlogits, dsaved):
+    dout, need_dx = dloss if ctx.loss else dlogits, ctx.needs_input_grad[0]
     if dout is None:
         return (None,) * 11
-    dx, *grads = call(head_backward_op, dout, *saved, need_dx)
+    dx, *grads = call(head_backward_op, dout, *ctx.saved_tensors, ctx.loss, need_dx)
     return dx if need_dx else None, *grads, *(None,) * 6
 
 

@@ -61,11 +61,11 @@ def tiles():
         return
     inputs = [mk.head_inputs(64, 2048, torch.float16, "cuda") for _ in range(64)]
     for options, backward, changes in (
-        (mk.FORWARD, False, ({}, {"BK": 64}, {"BK": 256}, {"BK": 256, "num_stages": 3},
-                             {"num_stages": 3}, {"num_stages": 5}, {"BN": 32}, {"BM": 32},
-                             {"num_warps": 2}, {"num_warps": 8})),
-        (mk.BACKWARD, True, ({}, {"BH": 32, "num_warps": 4}, {"BB": 32, "num_warps": 4},
-                             {"BFX": 64}, {"BFW": 32}, {"BFW": 128}, {"num_stages": 2})),
+        (mk.FORWARD, False, ({}, {"BK": 256}, {"BK": 256, "num_stages": 4}, {"BN": 16},
+                             {"BM": 16, "BN": 16}, {"BM": 64}, {"SPLIT": 16},
+                             {"SPLIT": 4, "num_warps": 4})),
+        (mk.BACKWARD, True, ({}, mk.NARROW, {"BHX": 128}, {"BFW": 64}, {"BFW": 256}, {"BFX": 64},
+                             {"BH": 32})),
     ):  # fmt: skip
         chosen = options.copy()
         for change in changes:
