@@ -383,7 +383,7 @@ class Run:
         if differing:
             raise CheckpointError(
                 f"{self.folder}: other flags than the run's: {', '.join(differing)} – give those, "
-                "or --resume override to go on with these"
+                "or another --out; --resume override takes others of the same network and optimizer"
             )
 
     def save_best(self, state: dict):

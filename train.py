@@ -742,9 +742,14 @@ def open_model(args, saved, frequency, world):
     return world.same(net.to(args.device, memory_format=torch.channels_last)), inputs
 
 
+def keeps_run(args) -> bool:
+    """Whether there is a run folder, to write to and to resume from."""
+    return not (args.evaluate or args.dry_run or args.preview or args.benchmark)
+
+
 def train(args, world):
     run, saved = None, None
-    if world.rank == 0 and not (args.dry_run or args.preview or args.benchmark):
+    if world.rank == 0 and keeps_run(args):
         run = checkpoint.Run(args.out, args.resume)
         saved = run.saved
         if saved and args.resume == "override":
@@ -933,13 +938,12 @@ def run(args, world) -> int:
     """The exit code of evaluate or train, whose errors become one line each."""
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
-    writes = not (args.evaluate or args.dry_run or args.preview or args.benchmark)
     last = Path(args.out or ".") / "last.pt"
     try:
         evaluate(args, world) if args.evaluate else train(args, world)
     except checkpoint.Interrupted as error:
         whole = f"; {last} is whole, and --resume continues from it"
-        kept = whole if writes and last.exists() else ""
+        kept = whole if keeps_run(args) and last.exists() else ""
         return fail(128 + error.args[0], f"{signal.Signals(error.args[0]).name}{kept}")
     except (data.DataError, checkpoint.WeightsError, checkpoint.CheckpointError) as error:
         text = str(error)
@@ -948,7 +952,7 @@ def run(args, world) -> int:
         return fail(3, text)
     except Diverged as error:
         good = f"; {last} is of the last good epoch, from which --resume override continues"
-        return fail(4, f"{error} – lower --lr{good if writes else ''}")
+        return fail(4, f"{error} – lower --lr{good if keeps_run(args) else ''}")
     except (MemoryError, torch.OutOfMemoryError) as error:
         return fail(5, f"out of memory: {str(error).partition(chr(10))[0]} – {less_memory(args)}")
     except OSError as error:

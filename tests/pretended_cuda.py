@@ -51,9 +51,8 @@ class PretendedCuda(TorchDispatchMode):
         if name == "aten::_to_copy" and fake and device is not None and not on_cuda(device):
             wait()
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if name == "aten::_to_copy" and on_cuda(device) and not kwargs.get("non_blocking"):
-            wait()
-        if name in ("aten::nonzero", "aten::masked_select"):
+        blocking = name == "aten::_to_copy" and on_cuda(device) and not kwargs.get("non_blocking")
+        if blocking or name in ("aten::nonzero", "aten::masked_select"):
             wait()
         if name.startswith("aten::_fused_sgd"):  # has no fake implementation, returns nothing
             return None

@@ -21,7 +21,7 @@ COMMANDS = re.findall(
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("train.py")])
 def test_train_commands_parse(command):
     args = train.parse_args(shlex.split(command)[1:])
-    assert args.evaluate or args.arch in model.ARCHITECTURES
+    assert (args.evaluate or args.arch in model.ARCHITECTURES) and args.lr > 0
 
 
 def test_table_2_rows_are_the_reports_recipes():
