@@ -35,7 +35,6 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
-import inspect
 import itertools
 import math
 import os
@@ -469,9 +468,28 @@ def seed_arguments(seed, offset, shift):
     return seed.item(), offset.item() + shift, 0, 0
 
 
-def launch(kernel, programs, x, *arguments, **options):
+def traits(argument):
+    """All of a runtime argument that Triton compiles for."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.data_ptr() % 16
+    return argument and (argument == 1, argument % 16 == 0, argument < 2**31)
+
+
+COMPILED = {}  # what a launch is compiled for -> its kernel, the tl.constexpr arguments
+
+
+def launch(kernel, programs, x, arguments, rng, constants):
+    """kernel[(programs,)](*arguments, *rng, **constants) on x's device. Triton takes 30 to 40 us of
+    the host to find what it has compiled, this lookup 5."""
+    key = kernel, x.device, *map(traits, arguments), *constants.values()
     with torch.cuda.device_of(x):
-        kernel[(programs,)](*arguments, **options, enable_fp_fusion=True)
+        if key in COMPILED:
+            compiled, fixed = COMPILED[key]
+            compiled[programs, 1, 1](*arguments, *rng, *fixed)
+        else:
+            compiled = kernel[(programs,)](*arguments, *rng, **constants, enable_fp_fusion=True)
+            if not INTERPRET:
+                COMPILED[key] = compiled, [constants[n] for n in kernel.arg_names if n in constants]
 
 
 def forward_options(x):
@@ -515,10 +533,9 @@ def act(dy: Tensor | None, x: Tensor, bias: Tensor | None, seed: Tensor | None,
         if dy is not None:
             part = x.new_empty((blocks(rows, R), cols), dtype=torch.float32)
     if x.numel():
-        rng = seed_arguments(seed, offset, shift)
         programs = blocks(cols, C) * blocks(rows, R)
-        launch(act_kernel, programs, x, dy, x, bias, out, part, rows, cols, *rng, R, C, drop,
-               num_warps=4)
+        launch(act_kernel, programs, x, (dy, x, bias, out, part, rows, cols),
+               seed_arguments(seed, offset, shift), {"R": R, "C": C, "DROP": drop, "num_warps": 4})
     return out, db if part is None else part.sum(0).to(bias.dtype)
 
 
@@ -563,9 +580,10 @@ def head(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, target: Tens
     (B, width), (C, H), groups = x.shape, w2.shape, blocks(x.shape[0], 64)
     part = None if target is None or groups == 1 else x.new_empty(groups, dtype=torch.float32)
     programs = blocks(B, FORWARD["BM"]) * (H // FORWARD["BN"])
-    launch(head_kernel, programs, x, x, w1, b1, w2, b2, target, *outputs, tickets(x), part, B,
-           x.stride(0), *seed_arguments(seed, offset, shift), width, H, C, padded(C), drop,
-           **forward_options(x))
+    sizes = {"F": width, "H": H, "C": C, "CP": padded(C), "DROP": drop}
+    launch(head_kernel, programs, x,
+           (x, w1, b1, w2, b2, target, *outputs, tickets(x), part, B, x.stride(0)),
+           seed_arguments(seed, offset, shift), sizes | forward_options(x))
     return outputs
 
 
@@ -587,8 +605,9 @@ def head_backward(dout: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b
     jobs = H // tiles["BH"] * (1 + blocks(width, tiles["BFW"]))
     jobs += steps * blocks(width, tiles["BFX"]) if need_dx else 0
     dout = (None, dout) if loss else (dout.contiguous(), None)
-    launch(head_backward_kernel, jobs, x, *dout, x, w1, w2, saved, *grads, B, x.stride(0), width, H,
-           C, padded(C), steps, **tiles)
+    sizes = {"F": width, "H": H, "C": C, "CP": padded(C), "STEPS": steps}
+    launch(head_backward_kernel, jobs, x, (*dout, x, w1, w2, saved, *grads, B, x.stride(0)), (),
+           sizes | tiles)
     return grads
 
 
@@ -599,7 +618,7 @@ def head_backward_outputs(dout, x, w1, b1, w2, b2, saved, loss, need_dx):
 
 # ------------------------------------------------------------------------ torch.library, autograd
 
-EAGER = {}  # op -> autograd.Function of the same three functions
+EAGER = {}  # op -> two autograd.Functions of the same three functions, the second for torch.func
 
 
 def call(op, *args):
@@ -609,7 +628,9 @@ def call(op, *args):
         return op(*args)
     if not torch.is_grad_enabled():
         return op._init_fn(*args)
-    return EAGER[op].apply(*args) if op in EAGER else op(*args)
+    if op not in EAGER:
+        return op(*args)
+    return EAGER[op][torch._C._are_functorch_transforms_active()].apply(*args)
 
 
 def register(function, outputs, setup=None, gradient=None):
@@ -617,13 +638,20 @@ def register(function, outputs, setup=None, gradient=None):
     op.register_fake(outputs)
     if gradient is not None:
         op.register_autograd(gradient, setup_context=setup)
-        def forward(*args):
-            return function(*args)
 
-        forward.__signature__ = inspect.signature(forward)  # apply asks for it at each call: 30 us
-        members = {"forward": forward, "setup_context": setup, "backward": gradient}
-        members = {name: staticmethod(member) for name, member in members.items()}
-        EAGER[op] = type(function.__name__, (torch.autograd.Function,), members)
+        class Functional(torch.autograd.Function):
+            forward, setup_context, backward = map(staticmethod, (function, setup, gradient))
+
+        class Eager(torch.autograd.Function):  # apply takes 20 us less without a setup_context
+            backward = staticmethod(gradient)
+
+            @staticmethod
+            def forward(ctx, *args):
+                output = function(*args)
+                setup(ctx, args, output)
+                return output
+
+        EAGER[op] = Eager, Functional
     return op
 
 

@@ -129,6 +129,62 @@ def test_elementwise_kernels_compile_within_their_budget(kind, architecture, tmp
             assert wide == (2 + backward) * (2 if kind == "fp32" else 1)  # and nothing narrower
 
 
+class Driver:
+    """Triton's view of an H100 that keeps the launches and makes none."""
+
+    def __init__(self):
+        self.utils, self.handles, self.launches = self, itertools.count(), []
+        self.launcher_cls = lambda source, metadata: self.keep
+
+    def keep(self, x, y, z, stream, function, packed, metadata, enter, leave, *arguments):
+        self.launches.append((function, x, y, z, stream, packed, *arguments))
+
+    def get_current_device(self):
+        return 99  # of no machine: what is compiled for it is no other test's
+
+    def get_current_stream(self, device):
+        return 7
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 232448}
+
+    def load_binary(self, *_):
+        return self, next(self.handles), 32, 0, 1024  # module, function, registers, spills, threads
+
+
+@needs_triton
+def test_launch_finds_the_kernel_that_triton_would_choose(monkeypatch):
+    """For types, alignments, sizes that divide, are 1 or need 64 bits, what is left out, tiles."""
+    driver = Driver()
+    monkeypatch.setattr(mk.triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(mk, "COMPILED", {})
+    half, single = torch.zeros(33, dtype=torch.float16), torch.zeros(33)
+    plain = {"R": 1, "C": 1024, "DROP": 0, "num_warps": 4}
+    ints = [(1, n) for n in (16, 17, 32, 1, 2**31, 2**31 + 1)] + [(16, 16), (18, 16)]
+    cases = [((None, half, None, half, None, *sizes), plain) for sizes in ints]
+    cases += [((dy, x, bias, out, None, 1, 16), plain) for dy, x, bias, out in (
+        (None, single, None, single), (None, half, None, single), (None, half[1:], None, half),
+        (None, half[8:], None, half), (None, half, None, half[1:]), (half, half, None, half),
+        (None, half, half, half),
+    )]  # fmt: skip
+    cases += [(cases[0][0], plain | change) for change in ({"DROP": 32768}, {"C": 512},
+                                                           {"num_warps": 8})]  # fmt: skip
+    for arguments, constants in cases * 2:  # in the second round all of them are found
+        rng = torch.randint(2**40, (4,)).tolist()
+        mk.launch(mk.act_kernel, 5, half, arguments, rng, constants)
+        mk.act_kernel[(5,)](*arguments, *rng, **constants, enable_fp_fusion=True)
+        ours, theirs = driver.launches[-2:]
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a is b or a == b, (arguments, constants)
+    assert len({function for function, *_ in driver.launches}) == len(mk.COMPILED)
+
+
 SIZES = ("fp16", 43, 64), ("fp32", 43, 65), ("fp32", 128, 64), ("fp32", 128, 65)  # x, C, B
 HEADS = [(True, SIZES[0], a) for a in ARCHITECTURES] + [(True, SIZES[1], 86), (True, SIZES[3], 86)]
 HEADS += [
