@@ -59,13 +59,14 @@ def save(path, state: dict):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getvalue()
-    assert content[-2:] == b"\0\0", "a zip without comment ends in a comment length of 0"
-    content = content[:-2] + struct.pack("<H", TAIL) + COMMENT
+    content, comment = buffer.getbuffer()[:-2], struct.pack("<H", TAIL) + COMMENT
+    assert buffer.getbuffer()[-2:] == b"\0\0", "a zip without comment ends in a comment length of 0"
+    digest = hashlib.sha256(content)
+    digest.update(comment)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
-            file.write(hashlib.sha256(content).hexdigest().encode())
+            file.write(comment + digest.hexdigest().encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -91,7 +92,7 @@ def load(path) -> dict:
     )
     if content[:4] != b"PK\3\4" or content[-TAIL:-64] != COMMENT:
         raise CheckpointError(f"{path}: truncated, or no checkpoint of train.py – {advice}")
-    if hashlib.sha256(content[:-64]).hexdigest().encode() != content[-64:]:
+    if hashlib.sha256(memoryview(content)[:-64]).hexdigest().encode() != content[-64:]:
         raise CheckpointError(f"{path}: damaged, its sha256 does not match – {advice}")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -27,7 +27,6 @@ import sys
 import time
 import unicodedata
 import warnings
-from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -436,7 +435,11 @@ def _csv_classes(path, named, problems):
     return sorted(named)
 
 
-_Row = namedtuple("_Row", "where path labels split")  # "file:line", str, [str], str
+class _Row(NamedTuple):
+    where: str  # "file:line"
+    path: str
+    labels: list[str]
+    split: str
 
 
 def _csv_rows(path, problems):

@@ -854,7 +854,8 @@ def checks(device):
             got = [act_op(d, x, None, *rng, drop)[0] for d in (None, dy)]
             want = y64, *torch.autograd.grad(y64, x64, dy.double())
             compare([f"{op} {kind} {d}" for d in ("y", "dx")], got, want, limit)
-    for kind, limit in (("fp16", 2e-3), ("bf16", 1.5e-2)):  # four roundings
+    heads = {"fp16": 2e-3} | ({} if INTERPRET else {"bf16": 1.5e-2})  # four roundings; Triton's
+    for kind, limit in heads.items():  # interpreter multiplies the bits of bf16 as integers
         *leaves, target = head_inputs(64, 2048, DTYPES[kind], device)
         with torch.autocast(device, DTYPES[kind]):
             loss, logits = mish_head_bce(*leaves, target, p=0.0)

@@ -2,13 +2,15 @@
 
 On a CPU at batch 2, 224 px, float32: forward in evaluation mode, forward and backward in training
 mode, and the peak of resident memory above that after building, in a process of its own. With a GPU
-also a training step at the report's batch size (AMP fp16, channels_last, SGD), ours and timm's.
+also a training step at the report's batch size (AMP fp16, SGD), ours and timm's, in both memory
+formats.
 A figure is the fastest of --rounds calls, which alternate between the networks; on a CPU it is one
 thread's processor time, in which other work on the machine hardly shows. Dropout and stochastic
 depth are off, and every head is one linear layer.
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 import time
@@ -119,18 +121,20 @@ def on_cpu(arch, rounds):
 
 def on_cuda(arch, batch, rounds):
     nets = {n: b for n, b in networks(arch).items() if "ours" in n or "timm" in n}
-    x = torch.randn(batch, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 224, 224, device="cuda")
     steps, peaks = {}, {}
-    for name, build in nets.items():
-        net = without_dropout(build()).cuda().to(memory_format=torch.channels_last).train()
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    for (name, build), (order, memory) in itertools.product(nets.items(), formats.items()):
+        net = without_dropout(build()).cuda().to(memory_format=memory).train()
+        images, scaler = x.to(memory_format=memory), torch.amp.GradScaler()
         optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
-        steps[name] = (net, optimizer, torch.amp.GradScaler())
+        steps[f"{name}, {order}"] = net, images, optimizer, scaler
 
     def step(parts):
-        net, optimizer, scaler = parts
+        net, images, optimizer, scaler = parts
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.float16):
-            loss = net(x).float().square().mean()
+            loss = net(images).float().square().mean()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -142,7 +146,7 @@ def on_cuda(arch, batch, rounds):
         peaks[name] = (torch.cuda.max_memory_allocated() - held) / 2**20
     for name, seconds in fastest(steps, step, rounds).items():
         print(
-            f"{arch:<16}{name:<26}{seconds * 1e3:>8.1f} ms a step of {batch}{peaks[name]:>9.0f} MiB"
+            f"{arch:<16}{name:<41}{seconds * 1e3:>8.1f} ms a step of {batch}{peaks[name]:>9.0f} MiB"
         )
 
 

@@ -168,15 +168,17 @@ def check_equal(case, sizes, dtypes):
                 assert difference(net(x), logits) < TOLERANCE[dtype]
 
 
-QUICK = [  # sizes: one even at every SAME layer, one where they differ, one not square
+# Sizes: one even at every SAME layer, one where they differ, one not square. Most are in float64:
+# on maps this small float32 alone is 2e-3 off it, ours and the peer's, and another CPU other.
+QUICK = [
     (("resnet34", "torchvision", None, "torchvision"), [(65, 84)], [torch.float64]),
-    (("seresnext101", "cadene", "cadene", "timm"), [(64, 66)], [torch.float32]),
-    (("seresnext101", "timm", "gluon", "timm"), [(64, 66)], [torch.float32]),
+    (("seresnext101", "cadene", "cadene", "timm"), [(64, 66)], [torch.float64]),
+    (("seresnext101", "timm", "gluon", "timm"), [(64, 66)], [torch.float64]),
     (("pnasnet5large", "timm", None, "timm"), [(64, 75)], [torch.float32]),
     (("efficientnet_b0", "torchvision", "torchvision", "torchvision"), [40], [torch.float64]),
     (("efficientnet_b0", "timm", "tf", "timm"), [(40, 43)], [torch.float64]),
-    (("efficientnet_b0", "lukemelas", "tf", "efficientnet_pytorch"), [(64, 75)], [torch.float32]),
-    (("efficientnet_b0", "timm", "torchvision", "timm, its own"), [64], [torch.float32]),
+    (("efficientnet_b0", "lukemelas", "tf", "efficientnet_pytorch"), [(64, 75)], [torch.float64]),
+    (("efficientnet_b0", "timm", "torchvision", "timm, its own"), [64], [torch.float64]),
     (("efficientnet_b5", "torchvision", "torchvision", "torchvision"), [64], [torch.float64]),
     (("efficientnet_b7", "timm", "tf", "timm"), [64], [torch.float64]),
 ]
