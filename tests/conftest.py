@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -32,3 +33,19 @@ def signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def charts():
+    """For the runs that are to draw charts, which takes 2 s of each."""
+    pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def few_charts(request, tmp_path_factory, monkeypatch):
+    """Only tests that ask for `charts` can import matplotlib, and what they start."""
+    if "charts" not in request.fixturenames:
+        folder = tmp_path_factory.mktemp("without")
+        (folder / "matplotlib.py").write_text("raise ImportError")
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
