@@ -576,6 +576,7 @@ def test_evaluate_and_blend(scenes, trained, tmp_path, capsys):
     line = next(line for line in shown.splitlines() if line.startswith("blend")).split()
     assert line[3:] == [f"{100 * score:.1f}" for score in expected]
     assert f"{100 * expected[2]:.1f}" in shown.splitlines()[-3]
+    assert f">= {threshold:.3g} (validation in training)" in shown.splitlines()[-3]
 
 
 @CUDA
