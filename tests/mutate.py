@@ -150,6 +150,8 @@ FAULTS = [
      'GlobalAverage.apply if pool == "avg" else maximum', "maximum", "test_model.py -k features"),
     ("a 1x1 convolution's stride ignored", "model.py",
      "[:, :: self.stride[0], :: self.stride[1]]", "", "test_model.py -k 1x1"),
+    ("a 3x3 convolution padded at one end", "model.py", "(0, 0, 1, 1, 1, 1)",
+     "(0, 0, 0, 2, 0, 2)", "test_model.py -k convolution"),
     ("the average's gradient not divided", "model.py",
      "(grad / (ctx.shape[2] * ctx.shape[3])).expand", "grad.expand", "test_model.py -k global"),
     ("BN eps of PNASNet", "model.py",

@@ -478,6 +478,40 @@ def test_factorized_reduction_by_its_definition():
         torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)  # float64 sums of 3
 
 
+class Seen(TorchDispatchMode):
+    """The operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.ops.append(op)
+        return op(*args, **(kwargs or {}))
+
+
+def check_convolution(ours, theirs, shape, channels_last, product):
+    """Values and gradients are torch's, both as the matrix product and as the convolution."""
+    ours, theirs = ours.double(), theirs.double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape, dtype=torch.float64)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+        ours.to(memory_format=torch.channels_last)
+    results = []
+    for conv in (theirs, ours):
+        leaf = x.clone().requires_grad_()  # keeps the layout
+        with Seen() as seen:
+            y = conv(leaf)
+        torch.manual_seed(1)
+        y.backward(torch.randn(y.shape, dtype=y.dtype))
+        results.append([y, leaf.grad, *(p.grad for p in conv.parameters())])
+    assert (torch.ops.aten.convolution.default not in seen.ops) == product
+    assert results[1][0].is_contiguous(memory_format=torch.channels_last) or not channels_last
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)  # float64 sums of 6..4512
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
@@ -486,32 +520,20 @@ def test_factorized_reduction_by_its_definition():
      ((1, 6, 1, 1), False, True), ((0, 6, 5, 8), True, True)],
 )  # fmt: skip
 def test_1x1_convolution_is_torchs(shape, channels_last, product, stride, bias):
-    """Values and gradients, both as the matrix product and as the convolution."""
-    theirs = nn.Conv2d(6, 10, 1, stride, bias=bias).double()
-    ours = model.Conv1x1(6, 10, stride, bias).double()
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(shape, dtype=torch.float64)
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    results, ops = [], []
+    ours, theirs = model.Conv1x1(6, 10, stride, bias), nn.Conv2d(6, 10, 1, stride, bias=bias)
+    check_convolution(ours, theirs, shape, channels_last, product)
 
-    class Seen(TorchDispatchMode):
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            ops.append(op)
-            return op(*args, **(kwargs or {}))
 
-    for conv in (theirs, ours):
-        leaf = x.clone().requires_grad_()  # keeps the layout
-        ops.clear()
-        with Seen():
-            y = conv(leaf)
-        torch.manual_seed(1)
-        y.backward(torch.randn(y.shape, dtype=y.dtype))
-        results.append([y, leaf.grad, *(p.grad for p in conv.parameters())])
-    assert (torch.ops.aten.convolution.default not in ops) == product
-    assert results[1][0].is_contiguous(memory_format=torch.channels_last) or not channels_last
-    for theirs, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)  # float64 sums of 6..4512
+@pytest.mark.parametrize(
+    ("shape", "stride", "channels_last", "product"),
+    [((3, 24, 2, 4), 1, True, True), ((3, 24, 2, 4), 1, False, False),
+     ((1, 24, 1, 1), 1, True, True), ((1, 24, 5, 5), 1, True, False),
+     ((1, 24, 9, 10), 2, True, False), ((2, 24, 6, 7), 2, True, True),
+     ((1, 24, 8, 9), 2, True, True), ((0, 24, 3, 3), 1, True, True)],
+)  # fmt: skip
+def test_3x3_convolution_is_torchs(shape, stride, channels_last, product):
+    ours, theirs = model.Conv3x3(24, 10, stride), nn.Conv2d(24, 10, 3, stride, 1, bias=False)
+    check_convolution(ours, theirs, shape, channels_last, product)
 
 
 def test_squeeze_excitation_by_its_equations():
