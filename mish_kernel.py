@@ -367,9 +367,11 @@ def head_backward_kernel(d_ptr, dloss_ptr, x_ptr, w1_ptr, w2_ptr, saved_ptr,
             row = i * BB + tl.arange(0, BB)
             d = load2d(d_ptr, row, D, c, B, W)
             g, h = load2d(g_ptr, row, S, col, B, H), load2d(saved_ptr, row, S, col, B, H)
-            db1 += tl.sum(tl.dot(d, w2) * g.to(tl.float32), 0)
-            dw2 = tl.dot(d.T, h, dw2)
             db2 += tl.sum(d.to(tl.float32), 0)
+            # This order: Triton waits for the second product before it loads the next d over this
+            # one, but not for a product of d.T that comes last.
+            dw2 = tl.dot(d.T, h, dw2)
+            db1 += tl.sum(tl.dot(d, w2) * g.to(tl.float32), 0)
         scale = dloss * size
         store2d(dw2_ptr, dw2 * scale, c, H, col, C, H)
         tl.store(db1_ptr + col, (db1 * scale).to(db1_ptr.dtype.element_ty))
