@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-TYPES = dict.fromkeys(("seed", "offset", "seed_at", "offset_at"), "i64") | {"ticket_ptr": "*i32"}
-TYPES |= dict.fromkeys(("rows", "cols", "B", "x_stride"), "i32")
+TYPES = {"n": "i32", "B": "i32", "seed": "i64", "offset": "i64"}
+TYPES |= {"ticket_ptr": "*i32", "rng_ptr": "*i64"}
 
 
 class Code(NamedTuple):
@@ -22,7 +22,8 @@ class Code(NamedTuple):
 
 
 def build(folder, kernel, architecture, types, constants):
-    """The Code of a kernel; every pointer is 16-byte aligned, what has no type is *fp32.
+    """The Code of a kernel. Pointers but the generator's are 16-byte aligned, n is a multiple of
+    16, what has no type is *fp32.
 
     constants  its tl.constexpr arguments, num_warps and num_stages, and None for what is left out
     """
@@ -35,8 +36,7 @@ def build(folder, kernel, architecture, types, constants):
     constants = {name: value for name, value in constants.items() if name in names}
     types = {n: (TYPES | types).get(n, "*fp32") for n in names}
     types |= dict.fromkeys(constants, "constexpr")
-    whole = ("x_stride", "cols") if constants.get("R") != 1 else ()  # multiples of 16
-    aligned = [n for n in names if types[n][0] == "*" or n in whole]
+    aligned = [n for n in names if n == "n" or types[n][0] == "*" and n != "rng_ptr"]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(kernel, types, constants, attributes)
     target = GPUTarget("cuda", architecture, 32)

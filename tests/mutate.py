@@ -168,8 +168,7 @@ FAULTS = [
     ("prior bias left out", "model.py",
      "    last.bias.copy_(", "    last.bias.clone().copy_(", "test_model.py -k prior"),
     ("mask a group of eight off by one", "mish_kernel.py",
-     "offset + shift, torch.arange(-(-x.numel() // 8), device=x.device))",
-     "offset + shift, 1 + torch.arange(-(-x.numel() // 8), device=x.device))",
+     "words = philox(seed, offset, group)", "words = philox(seed, offset, group + 1)",
      "test_mish_kernel.py -k mask"),
     ("leftover temporary files not removed", "checkpoint.py",
      "            stale.unlink()\n", "", "test_checkpoint.py -k leftovers"),
@@ -220,7 +219,18 @@ FAULTS = [
     ("a README command with a flag that does not exist", "README.md",
      "--data mine.csv", "--dataset mine.csv", "test_readme.py"),
     ("kept values not scaled by 1 / (1 - p)", "mish_kernel.py",
-     "out * (65536 / (65536 - drop))", "out * 1.0", "test_mish_kernel.py"),
+     "keep_mask(x, rng, drop), out * scale", "keep_mask(x, rng, drop), out * 1.0",
+     "test_mish_kernel.py"),
+    ("a shared buffer refilled while a product reads it", "mish_kernel.py",
+     """            dw2 = tl.dot(d.T, h, dw2)
+            db1 += tl.dot(d, w2) * g.to(tl.float32)
+""", """            db1 += tl.dot(d, w2) * g.to(tl.float32)
+            dw2 = tl.dot(d.T, h, dw2)
+""", "test_mish_kernel.py -k spills"),
+    ("a class that only pads counted in the loss", "mish_kernel.py",
+     "other=-1e4", "other=0.0", "test_mish_kernel.py -k interpreter"),
+    ("a ticket taken before the program's stores", "mish_kernel.py",
+     "    tl.debug_barrier()\n", "", "test_mish_kernel.py -k no_more"),
 ]  # fmt: skip
 
 

@@ -67,6 +67,8 @@ class PretendedCuda(TorchDispatchMode):
 
 
 class Stream:
+    cuda_stream = 0
+
     def wait_stream(self, stream):
         pass
 

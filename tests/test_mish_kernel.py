@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_visit
 import mish_oracle as oracle
 import numpy as np
 import pytest
@@ -46,91 +45,30 @@ def test_kernels_in_the_interpreter(which):
 # -------------------------------------------------------------------------------- kernels, compiled
 
 ARCHITECTURES = [80, 86, 89, 90, 100]
-# Instructions an element (forward, backward without and with dropout), with 5 % of room. The most
-# over the five architectures with triton 3.9: fp16 17.0 20.9 34.4 38.5, bf16 17.9 22.2 35.4 39.6,
-# fp32 31.4 38.4 51.2 57.1. nvcc's code for F.mish has 57.5 and 95.
-BUDGET = {"fp16": (19, 23, 36, 40), "bf16": (20, 24, 37, 42), "fp32": (34, 42, 54, 62)}
+# Instructions an element (forward, backward without and with dropout). The most over the five
+# architectures and triton 3.6, 3.8, 3.9: fp16 17.5 22.5 35.6 40.9, bf16 18.0 23.3 36.1 41.9, fp32
+# 33.1 40.0 52.4 59.4. nvcc's code for F.mish has 57.5 and 95.
+BUDGET = {"fp16": (19, 23, 37, 42), "bf16": (20, 24, 37, 42), "fp32": (34, 42, 54, 62)}
 CASES = [("fp16", a) for a in ARCHITECTURES] + [
     pytest.param(k, a, marks=() if a == 90 else pytest.mark.slow)
-    for k, a in itertools.product(("bf16", "fp32", "bias"), ARCHITECTURES)
+    for k, a in itertools.product(("bf16", "fp32"), ARCHITECTURES)
 ]
 
 
 @needs_triton
 @pytest.mark.parametrize("kind, architecture", CASES)
-def test_elementwise_kernels_compile_within_their_budget(kind, architecture, tmp_path):
-    bias, kind = kind == "bias", "fp16" if kind == "bias" else kind
+def test_elementwise_kernel_compiles_within_its_budget(kind, architecture, tmp_path):
     for i, (drop, backward) in enumerate(itertools.product((0, 32768), (False, True))):
-        constants = {"R": 16, "C": 128} if bias else {"R": 1, "C": mk.BLOCK, "bias_ptr": None}
-        constants |= {"DROP": drop}
+        constants = {"DROP": drop, "BLOCK": mk.BLOCK, "num_warps": 4}
         constants |= {} if backward else {"dy_ptr": None}
-        constants |= {} if backward and bias else {"db_ptr": None}
+        constants |= {} if drop else {"rng_ptr": None}
         types = dict.fromkeys(("dy_ptr", "x_ptr", "out_ptr"), f"*{kind}")
-        kernel = mk.act_kernel
-        code = build(tmp_path, kernel, architecture, types, constants | {"num_warps": 4})
+        code = build(tmp_path, mk.elementwise_kernel, architecture, types, constants)
         assert (code.stack, code.local) == (0, 0)
-        each = shortest_path(code.sass) / (constants["R"] * constants["C"] / 128)
-        # the bias is one more load, and a sum over 16 rows on the way back
-        assert each <= BUDGET[kind][i] + 14 * bias, each
-        if not bias:
-            wide = len(re.findall(r"(?:LDG|STG)\.E(?:\.\w+)*\.128", code.sass))
-            assert wide == (2 + backward) * (2 if kind == "fp32" else 1)  # and nothing narrower
-
-
-class Driver:
-    """Triton's view of an H100 that keeps the launches and makes none."""
-
-    def __init__(self):
-        self.utils, self.handles, self.launches = self, itertools.count(), []
-        self.launcher_cls = lambda source, metadata: self.keep
-
-    def keep(self, x, y, z, stream, function, packed, metadata, enter, leave, *arguments):
-        self.launches.append((function, x, y, z, stream, packed, *arguments))
-
-    def get_current_device(self):
-        return 99  # of no machine: what is compiled for it is no other test's
-
-    def get_current_stream(self, device):
-        return 7
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-    def get_device_properties(self, device):
-        return {"max_shared_mem": 232448}
-
-    def load_binary(self, *_):
-        return self, next(self.handles), 32, 0, 1024  # module, function, registers, spills, threads
-
-
-@needs_triton
-def test_launch_finds_the_kernel_that_triton_would_choose(monkeypatch):
-    """For types, alignments, sizes that divide, are 1 or need 64 bits, what is left out, tiles."""
-    driver = Driver()
-    monkeypatch.setattr(mk.triton.runtime.driver, "_active", driver)
-    monkeypatch.setattr(mk, "COMPILED", {})
-    half, single = torch.zeros(33, dtype=torch.float16), torch.zeros(33)
-    plain = {"R": 1, "C": 1024, "DROP": 0, "num_warps": 4}
-    ints = [(1, n) for n in (16, 17, 32, 1, 2**31, 2**31 + 1)] + [(16, 16), (18, 16)]
-    cases = [((None, half, None, half, None, *sizes), plain) for sizes in ints]
-    cases += [((dy, x, bias, out, None, 1, 16), plain) for dy, x, bias, out in (
-        (None, single, None, single), (None, half, None, single), (None, half[1:], None, half),
-        (None, half[8:], None, half), (None, half, None, half[1:]), (half, half, None, half),
-        (None, half, half, half),
-    )]  # fmt: skip
-    cases += [(cases[0][0], plain | change) for change in ({"DROP": 32768}, {"C": 512},
-                                                           {"num_warps": 8})]  # fmt: skip
-    for arguments, constants in cases * 2:  # in the second round all of them are found
-        rng = torch.randint(2**40, (4,)).tolist()
-        mk.launch(mk.act_kernel, 5, half, arguments, rng, constants)
-        mk.act_kernel[(5,)](*arguments, *rng, **constants, enable_fp_fusion=True)
-        ours, theirs = driver.launches[-2:]
-        assert len(ours) == len(theirs)
-        for a, b in zip(ours, theirs, strict=True):
-            assert a is b or a == b, (arguments, constants)
-    assert len({function for function, *_ in driver.launches}) == len(mk.COMPILED)
+        each = shortest_path(code.sass) / (mk.BLOCK / 128)
+        assert each <= BUDGET[kind][i], each
+        wide = len(re.findall(r"(?:LDG|STG)\.E(?:\.\w+)*\.128", code.sass))
+        assert wide == (2 + backward) * (2 if kind == "fp32" else 1)  # and nothing narrower
 
 
 SIZES = ("fp16", 43, 64), ("fp32", 43, 65), ("fp32", 128, 64), ("fp32", 128, 65)  # x, C, B
@@ -145,27 +83,32 @@ HEADS += [
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227}  # KB that a block may have
 
 
+def head_constants(kind, C, B, loss, hopper):
+    """Of head_kernel and head_backward_kernel, with the tiles of a launch, and their types."""
+    half = "bf16" if kind == "bf16" else "fp16"
+    types = dict.fromkeys(("h_ptr", "g_ptr", "d_ptr"), f"*{half}")
+    types |= dict.fromkeys(("x_ptr", "dx_ptr"), f"*{kind}")
+    types |= {} if loss else {"logits_ptr": f"*{half}"}
+    x, w2 = torch.empty(B, 2048, dtype=mk.DTYPES[kind]), torch.empty(C, 256)
+    forward = mk.forward_tiles(C, x.element_size())
+    forward |= mk.sizes(x, w2, forward["ROWS"]) | {"DROP": 32768}
+    backward = mk.backward_tiles(B, C, 256, hopper)
+    backward |= mk.sizes(x, w2, backward["BB"])
+    if not loss:
+        forward["target_ptr"] = backward["dloss_ptr"] = None
+    return forward, backward, types
+
+
 @needs_triton
 @pytest.mark.parametrize("loss, size, architecture", HEADS)
 def test_head_kernels_compile_without_spills(loss, size, architecture, tmp_path):
     """Shared memory is the fuller the wider x and C are, and beyond 64 rows, where a loop refills
     it: on an H100 not while an asynchronous product reads it."""
     kind, C, B = size
-    half = "bf16" if kind == "bf16" else "fp16"
-    sizes = {"F": 2048, "H": 256, "C": C, "CP": mk.padded(C)}
-    types = dict.fromkeys(("saved_ptr", "d_ptr"), f"*{half}")
-    types |= dict.fromkeys(("x_ptr", "dx_ptr"), f"*{kind}")
-    types |= {} if loss else {"logits_ptr": f"*{half}"}
-    forward = sizes | {"DROP": 32768} | mk.forward_options(torch.empty(0, dtype=mk.DTYPES[kind]))
-    backward = sizes | {"STEPS": -(-B // 64)} | mk.backward_options(B, 256, C, architecture == 90)
-    backward["d_ptr" if loss else "dloss_ptr"] = None
-    if not loss:
-        forward |= {"target_ptr": None}
-    if not loss or B == 64:
-        forward |= {"part_ptr": None}
+    forward, backward, types = head_constants(kind, C, B, loss, architecture == 90)
     for kernel, constants, budget in (
-        (mk.head_kernel, forward, 2700 if C == 43 else 3200),  # at most 2448, 2928 with triton 3.6
-        (mk.head_backward_kernel, backward, 2400),  # 2216
+        (mk.head_kernel, forward, 2500),  # at most 2352 with triton 3.6
+        (mk.head_backward_kernel, backward, 2250),  # 2136 with triton 3.9
     ):
         code = build(tmp_path, kernel, architecture, types, constants)
         assert (code.stack, code.local) == (0, 0)
@@ -180,23 +123,18 @@ def test_head_kernels_compile_without_spills(loss, size, architecture, tmp_path)
 def test_head_kernels_wait_for_memory_no_more_than_they_have_to(tmp_path):
     """On an H100 at B = 64. And a ticket is taken after all of a program's stores, and what other
     programs stored is read after it: barrier, fence, atomic, L1 invalidated, barrier."""
-    sizes = {"F": 2048, "H": 256, "C": 43, "CP": 64, "part_ptr": None, "d_ptr": None}
-    types = dict.fromkeys(("saved_ptr", "x_ptr", "dx_ptr"), "*fp16")
-    forward = {"DROP": 32768} | mk.forward_options(torch.empty(0, dtype=torch.float16))
+    *heads, types = head_constants("fp16", 43, 64, True, True)
     code = []
-    for kernel, tiles in (
-        (mk.head_kernel, forward),
-        (mk.head_backward_kernel, {"STEPS": 1} | mk.backward_options(64, 256, 43, True)),
-    ):
-        tiles = {n: sizes[n] for n in sizes if n in kernel.arg_names} | tiles
-        sass = build(tmp_path, kernel, 90, types, tiles).sass
+    for kernel, constants in zip((mk.head_kernel, mk.head_backward_kernel), heads, strict=True):
+        sass = build(tmp_path, kernel, 90, types, constants).sass
         code.append(re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]+)", sass))
     forward, backward = code
     atomic = next(i for i, op in enumerate(forward) if op.startswith("ATOM"))
     first = next(i for i, op in enumerate(forward) if op.startswith("HMMA"))
-    copies = [op for op in forward[:atomic] if op.startswith("LDGSTS")]
-    assert copies and all(op.endswith(".128") for op in copies)  # asynchronous, 16 bytes each
-    assert not any(re.match(r"LDG\b", op) for op in forward[first:atomic])
+    copies = [i for i, op in enumerate(forward[:atomic]) if op.startswith("LDGSTS")]
+    assert all(forward[i].endswith(".128") for i in copies)  # asynchronous, 16 bytes each
+    loads = [i for i, op in enumerate(forward[:atomic]) if re.match(r"LDG\b", op) and i > first]
+    assert loads and loads[0] > copies[-1]  # w2, b2 and target, when no product waits for a copy
     before, after = " ".join(forward[:atomic]), " ".join(forward[atomic:])
     assert re.search(r"BAR(?:(?!STG|STS).)*MEMBAR\S*GPU(?:(?!STG|STS).)*$", before)
     assert re.match(r"ATOM\S*STRONG\.GPU CCTL\.IVALL(?:(?!LDG).)*BAR", after)
@@ -271,22 +209,21 @@ def test_limits():
 def test_gradients_of_both_orders():
     torch.manual_seed(0)
     x = (torch.randn(2, 16, dtype=torch.float64) * 3).requires_grad_()
-    bias = torch.randn(16, dtype=torch.float64, requires_grad=True)
     odd = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
 
-    def dropped(x, bias=None):
+    def dropped(x):
         torch.manual_seed(1)
-        return mk.mish_dropout(x, 0.3, True, bias)
+        return mk.mish_dropout(x, 0.3)
 
-    for function, arguments in ((mk.mish, x), (dropped, x), (dropped, (x, bias)), (dropped, odd.T)):
+    for function, arguments in ((mk.mish, x), (dropped, x), (dropped, odd.T)):
         assert torch.autograd.gradcheck(function, arguments)
         assert torch.autograd.gradgradcheck(function, arguments)
 
 
-def test_functional_gradient():
-    x = torch.linspace(-5, 5, 101)
-    got = torch.func.grad(lambda x: mk.mish(x).sum())(x)
-    np.testing.assert_allclose(got, oracle.mish64(x.double())[1], 1e-5, 1e-6)
+def test_transforms_of_torch_func_are_refused():
+    """torch does not offer them for custom operators: an error, not a wrong gradient."""
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: mk.mish(x).sum())(torch.ones(3))
 
 
 def test_dropout_mask_on_the_cpu_is_the_oracles():
@@ -408,14 +345,10 @@ def test_compiles_on_the_cpu_without_a_break(backend):
 
 
 def test_opcheck_on_the_cpu():
-    x, bias = torch.randn(6, 32, requires_grad=True), torch.randn(32, requires_grad=True)
-    pair = torch.tensor([3]), torch.tensor([4]), 0
-    for arguments in (
-        (None, x, None, None, None, 0, 0),
-        (None, x, bias, *pair, 30000),
-        (torch.randn(6, 32), x, bias, *pair, 30000),
-    ):
-        torch.library.opcheck(mk.act_op, arguments)
+    x, dy = (torch.randn(6, 32, requires_grad=True) for _ in range(2))
+    rng = torch.tensor([3, 4])
+    for arguments in ((None, x, None, 0), (None, x, rng, 30000), (dy, x, rng, 30000)):
+        torch.library.opcheck(mk.mish_op, arguments)
 
 
 def test_imports_and_works_without_triton():
@@ -443,14 +376,6 @@ def test_script_checks_and_says_that_nothing_was_timed(monkeypatch, capsys):
     monkeypatch.setattr(mk, "slope", mk.value)  # a fault, which has to be found
     assert mk.main([]) == 1
     assert "FAILED" in capsys.readouterr().out
-
-
-def test_gpu_visit_goes_on_after_a_failure_and_a_hang(tmp_path):
-    with open(tmp_path / "log.txt", "w") as log:
-        assert gpu_visit.run(log, 60, ["-c", "raise SystemExit(3)"]) == "exit 3"
-        hang = ["-c", "import time; print('begun'); time.sleep(600)"]
-        assert gpu_visit.run(log, 2, hang) == "stopped at its limit"
-    assert (tmp_path / "log.txt").read_text() == "begun\n"
 
 
 # --------------------------------------------------------------------------------------------- CUDA
@@ -502,34 +427,19 @@ def test_cuda_float32_over_the_whole_range():
 @needs_cuda
 @pytest.mark.parametrize("n", [1, 1000, 4099, 2**20 + 3])
 def test_cuda_and_cpu_draw_one_mask(n):
-    drop, pair = 20000, (torch.tensor([2**40 + 5]), torch.tensor([2**34 + 8]))
+    drop, pair = 20000, torch.tensor([2**40 + 5, 2**34 + 8])
     x = torch.full((n,), 2.0)
-    cpu, _ = mk.act_op(None, x, None, *pair, 4, drop)
-    for seed, offset in (pair, (t.cuda() for t in pair)):
-        gpu, _ = mk.act_op(None, x.cuda(), None, seed, offset, 4, drop)
+    cpu = mk.mish_op(None, x, pair, drop)
+    for rng in (pair, pair.cuda()):
+        gpu = mk.mish_op(None, x.cuda(), rng, drop)
         assert torch.equal(gpu.cpu() != 0, cpu != 0)
-
-
-@needs_cuda
-@pytest.mark.parametrize("rows, cols", [(1, 16), (37, 272), (1000, 4096), (2**20 + 17, 16)])
-def test_cuda_fused_bias(rows, cols):
-    """Rows and columns outside the array stay out of the sum; 2^20 rows are 65,538 blocks."""
-    x, dy = (torch.randn(rows, cols, device="cuda") for _ in "xy")
-    bias = torch.randn(cols, device="cuda")
-    y, _ = mk.act_op(None, x, bias, None, None, 0, 0)
-    dx, db = mk.act_op(dy, x, bias, None, None, 0, 0)
-    want, slope, _ = oracle.mish64((x.double() + bias.double()).cpu())
-    want_dx = slope * dy.double().cpu().numpy()
-    np.testing.assert_allclose(y.cpu(), want, 1e-5, 1e-6)
-    np.testing.assert_allclose(dx.cpu(), want_dx, 1e-5, 1e-6)
-    np.testing.assert_allclose(db.cpu(), want_dx.sum(0), 1e-4, 1e-6 * rows + 1e-4)
 
 
 @needs_cuda
 def test_cuda_more_elements_than_32_bits_count():
     n, drop, tail = 2**31 + 1003, 20000, slice(2**31 - 1000, None)
     x = torch.randn(n, device="cuda", dtype=torch.float16)
-    y, _ = mk.act_op(None, x, None, torch.tensor([5]), torch.tensor([8]), 0, drop)
+    y = mk.mish_op(None, x, torch.tensor([5, 8]), drop)
     keep = oracle.keep_mask(2003, 5, 8, drop, 2**31 - 1000)
     want = oracle.mish64(x[tail].double().cpu())[0] * keep * 65536 / (65536 - drop)
     np.testing.assert_allclose(y[tail].double().cpu(), want, 1e-3, 1e-3)  # 2 ULP of 1
