@@ -60,13 +60,27 @@ MAX_CLASSES = 128
 HIDDEN_SIZES = (64, 128, 256)
 
 # Tiles of the fused head, chosen from compiled code; tests/gpu_visit.py times others on a GPU.
-# Forward: 64 programs at B = 64, with 96 KB of loads in flight. A sum over F = 2048 in one warp is
-# a chain of 128 matrix products, each of which waits for the one before it; SPLIT shortens it.
-OPTIONS = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}
-FORWARD = OPTIONS | {"BM": 32, "BN": 8, "BK": 512, "SPLIT": 8}
-# Backward: 132 programs, which are an H100's multiprocessors, load at once what they need.
-BACKWARD = OPTIONS | {"BB": 64, "BH": 64, "BFW": 128, "BFX": 32, "BHX": 256, "PDL": False}
-# Elsewhere, and for more classes: smaller tiles in a loop, with fewer registers.
+FORWARD = {  # 64 programs at B = 64, each with 96 KB of loads in flight
+    "BM": 32,  # rows of x in a program
+    "BN": 8,  # columns of the hidden layer in a program
+    "BK": 512,  # columns of x in a step of its sum over F
+    "SPLIT": 8,  # sums a step is split into: in one, each matrix product waits for the one before
+    "num_warps": 8,
+    "num_stages": 3,
+    "enable_fp_fusion": True,
+}
+BACKWARD = {  # 132 programs at B = 64, which are an H100's multiprocessors
+    "BB": 64,  # rows of the batch in a step of dw1 and dw2, and in a program of dx
+    "BH": 64,  # columns of the hidden layer in a program of dw1 or dw2
+    "BFW": 128,  # columns of dw1 in a program
+    "BFX": 32,  # columns of dx in a program
+    "BHX": 256,  # columns of the hidden layer in a step of dx
+    "PDL": False,  # programmatic dependent launch; goes with launch_pdl=True
+    "num_warps": 8,
+    "num_stages": 3,
+    "enable_fp_fusion": True,
+}
+# Other GPUs and more than 64 classes: smaller tiles in a loop, with fewer registers.
 NARROW = BACKWARD | {"BH": 32, "BFW": 64, "BHX": 32}
 
 # --------------------------------------------------- closed forms and Philox, in torch operations
@@ -88,7 +102,8 @@ def value(x):
     e = h * h
     r = 1 / (e * (e + 2) + 2)
     positive = x * (1 - 2 * r)
-    negative = (x.clamp(min=-1000.0) * h) * (h * ((e + 2) * r))
+    x = x.clamp(min=-1000.0)
+    negative = (x * h) * (h * ((e + 2) * r))
     return torch.where(x > 0, positive, negative)
 
 
@@ -108,7 +123,8 @@ def curvature(x):
     r = 1 / (e * (e + 2) + 2)
     q = e * r
     a = 2 * (e + 1) * r
-    return 4 * q * (a + x * (a * r - q * q * (3 + 2 * e)))
+    b = a * r - q * q * (3 + 2 * e)
+    return 4 * q * (a + x * b)
 
 
 def philox(seed, offset, group):
@@ -138,7 +154,8 @@ def philox(seed, offset, group):
 def keep_mask(x, rng, drop):
     """The dropout mask of dense x, in its own memory order; rng is int64 (2,): seed, offset."""
     seed, offset = rng if rng.is_cuda else rng.tolist()
-    group = torch.arange(math.ceil(x.numel() / 8), device=x.device)
+    groups = math.ceil(x.numel() / 8)
+    group = torch.arange(groups, device=x.device)
     words = philox(seed, offset, group)
     lanes = torch.stack((words & 0xFFFF, words >> 16), -1)
     keep = lanes.flatten()[: x.numel()] >= drop
@@ -176,7 +193,8 @@ def mish32(x):
     lo = tl.maximum(x, -200.0, propagate_nan=tl.PropagateNan.ALL)
     xc = tl.minimum(lo, 20.0, propagate_nan=tl.PropagateNan.ALL)
     t = xc * 1.4426950216293335  # fp32(log2 e); the rest of log2 e is 1.925963e-8
-    error = tl.fma(xc, 1.925963033500116e-08, tl.fma(xc, 1.4426950216293335, -t))
+    error = tl.fma(xc, 1.4426950216293335, -t)
+    error = tl.fma(xc, 1.925963033500116e-08, error)
     tail = t < -100.0  # 2^(t + 64) is not subnormal; s undoes it exactly, at the end
     s = tl.where(tail, 5.421010862427522e-20, 1.0)
     e1 = tl.exp2(tl.where(tail, t + 64.0, t))
@@ -184,10 +202,11 @@ def mish32(x):
     e = e1 * s
     a = e + 2.0
     d = tl.fma(e, a, 2.0)
-    c = tl.where(x > 0, 2.0, tl.fma(e, e, e)) / d  # mish = x(1 - 2/d) = x e(1 - e(e + 1)/d)
+    c = tl.where(x > 0, 2.0, tl.fma(e, e, e)) / d
+    value = tl.where(x > 0, lo, lo * e1)  # mish = x(1 - 2/d) = x e(1 - e(e + 1)/d)
+    value = value * (1.0 - c) * s
     r = 1.0 / d
     k = tl.fma(4.0 * xc, e, 4.0 * xc) * r
-    value = tl.where(x > 0, lo, lo * e1) * (1.0 - c) * s
     positive = tl.fma(tl.fma(k, e, -2.0), r, 1.0)
     negative = ((a + k) * r) * e1 * s
     return value, tl.where(x > 0, positive, negative)
@@ -211,7 +230,9 @@ def philox_lanes(seed, counter, group):
     c2 = group.to(tl.uint32)
     c3 = (group >> 32).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    even = tl.join(w0, w2)
+    odd = tl.join(w1, w3)
+    words = tl.join(even, odd)
     return tl.join(words & 0xFFFF, words >> 16)
 
 
@@ -520,11 +541,14 @@ def mish_op(dy: Tensor | None, x: Tensor, rng: Tensor | None, drop: int) -> Tens
     x = dense(x, x)
     dy = dy if dy is None else dense(dy, x)
     if x.dtype not in DTYPES.values() or not has_kernels(x.device):
-        out = value(wide(x)) if dy is None else slope(wide(x)) * wide(dy)
+        if dy is None:
+            out = value(wide(x))
+        else:
+            out = slope(wide(x)) * wide(dy)
         return masked(out, x, rng, drop).to(x.dtype)
 
-    out = torch.empty_like(x)
     n = x.numel()
+    out = torch.empty_like(x)
     if n == 0:
         return out
     grid = (triton.cdiv(n, BLOCK),)
@@ -582,7 +606,8 @@ def sizes(x, w2, rows):
     """What a kernel of the head is compiled for, if it takes so many rows at a time."""
     B, F = x.shape
     C, H = w2.shape
-    return {"F": F, "H": H, "C": C, "CP": padded(C), "STEPS": triton.cdiv(B, rows)}
+    steps = triton.cdiv(B, rows)
+    return {"F": F, "H": H, "C": C, "CP": padded(C), "STEPS": steps}
 
 
 def forward_tiles(C, itemsize):
@@ -599,10 +624,21 @@ def backward_tiles(B, C, H, hopper):
 
 
 @torch.library.custom_op("mish::head", mutates_args=())
-def head_op(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, target: Tensor | None,
-            rng: Tensor | None, ticket: Tensor, drop: int, dtype: torch.dtype,
-            ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """logits (B, C), h and g (B, H), and with target the loss () and d (B, CP), else empty."""
+def head_op(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    target: Tensor | None,
+    rng: Tensor | None,
+    ticket: Tensor,
+    drop: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """logits (B, C), h and g (B, H), and with target the loss () and d (B, CP), else empty.
+
+    The 16-bit dtype is that of h, g, d and, without target, of the logits."""
     outputs = head_outputs(x, w1, b1, w2, b2, target, rng, ticket, drop, dtype)
     B = len(x)
     C, H = w2.shape
@@ -618,32 +654,45 @@ def head_op(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, target: T
 
 @head_op.register_fake
 def head_outputs(x, w1, b1, w2, b2, target, rng, ticket, drop, dtype):
-    C, H = w2.shape
     B = len(x)
-    fused = target is not None
-    single = torch.float32
-    logits = x.new_empty((B, C), dtype=single if fused else dtype)
+    C, H = w2.shape
     h = x.new_empty((B, H), dtype=dtype)
     g = torch.empty_like(h)
-    loss = x.new_empty(() if fused else 0, dtype=single)
-    d = x.new_empty((B, padded(C)) if fused else 0, dtype=dtype)
+    if target is None:
+        logits = x.new_empty((B, C), dtype=dtype)
+        loss = x.new_empty(0, dtype=torch.float32)
+        d = x.new_empty(0, dtype=dtype)
+    else:
+        logits = x.new_empty((B, C), dtype=torch.float32)
+        loss = x.new_empty((), dtype=torch.float32)
+        d = x.new_empty((B, padded(C)), dtype=dtype)
     return logits, h, g, loss, d
 
 
 @torch.library.custom_op("mish::head_backward", mutates_args=())
-def head_backward_op(d: Tensor, dloss: Tensor | None, x: Tensor, w1: Tensor, b1: Tensor,
-                     w2: Tensor, b2: Tensor, h: Tensor, g: Tensor,
-                     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def head_backward_op(
+    d: Tensor,
+    dloss: Tensor | None,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    h: Tensor,
+    g: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dx, dw1, db1, dw2, db2 from dloss and head_op's d, or from d, the gradient of the logits."""
     grads = head_gradients(d, dloss, x, w1, b1, w2, b2, h, g)
     B, F = x.shape
     C, H = w2.shape
     hopper = INTERPRET or capability(x.device)[0] == 9
     tiles = backward_tiles(B, C, H, hopper)
-    jobs = H // tiles["BH"] * (1 + triton.cdiv(F, tiles["BFW"]))
-    jobs += triton.cdiv(B, tiles["BB"]) * triton.cdiv(F, tiles["BFX"])
+    jobs_dw2 = H // tiles["BH"]
+    jobs_dw1 = jobs_dw2 * triton.cdiv(F, tiles["BFW"])
+    jobs_dx = triton.cdiv(B, tiles["BB"]) * triton.cdiv(F, tiles["BFX"])
+    grid = (jobs_dw2 + jobs_dw1 + jobs_dx,)
     with torch.cuda.device_of(x):
-        head_backward_kernel[(jobs,)](
+        head_backward_kernel[grid](
             d, dloss, x, w1, w2, h, g, *grads, B,
             **sizes(x, w2, tiles["BB"]), **tiles)  # fmt: skip
     return grads
@@ -668,7 +717,8 @@ def head_gradient(ctx, dlogits, dh, dg, dloss, dd):
     if not ctx.fused:
         dloss = None
         C = dlogits.shape[1]
-        d = F.pad(dlogits, (0, padded(C) - C)).contiguous()
+        d = F.pad(dlogits, (0, padded(C) - C))
+        d = d.contiguous()
     return *head_backward_op(d, dloss, *tensors), *(None,) * 5
 
 
@@ -700,8 +750,9 @@ def mish_dropout(x: Tensor, p=0.5, training=True) -> Tensor:
 
 def fits(x, w1, b1, w2, b2, dtype):
     """Whether the fused head applies. Where the sizes are wrong torch says so, in F.linear."""
-    half = dtype in (torch.float16, torch.bfloat16)
-    if not (half and x.dtype in DTYPES.values() and has_kernels(x.device)):
+    if dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if x.dtype not in DTYPES.values() or not has_kernels(x.device):
         return False
     if x.dim() != 2 or w2.dim() != 2:
         return False
@@ -709,7 +760,8 @@ def fits(x, w1, b1, w2, b2, dtype):
     B, F = x.shape
     C, H = w2.shape
     weights = w1, b1, w2, b2
-    if [t.shape for t in weights] != [(H, F), (H,), (C, H), (C,)]:
+    shapes = (H, F), (H,), (C, H), (C,)
+    if tuple(t.shape for t in weights) != shapes:
         return False
     if not all(t.is_contiguous() for t in weights):
         return False
@@ -737,12 +789,16 @@ def head(x, w1, b1, w2, b2, target, p, training):
         if target is not None:
             target = target.detach().float().contiguous()
         state = draw(x, drop), ticket(x)
-        logits, _, _, loss, _ = head_op(x, w1, b1, w2, b2, target, *state, drop, dtype)
+        outputs = head_op(x, w1, b1, w2, b2, target, *state, drop, dtype)
+        logits, _, _, loss, _ = outputs
     else:
-        hidden = mish_dropout(F.linear(x, w1, b1), p, training)
+        hidden = F.linear(x, w1, b1)
+        hidden = mish_dropout(hidden, p, training)
         logits = F.linear(hidden, w2, b2)
         loss = None if target is None else bce(logits, target)
-    return loss, logits if target is None else logits.detach()
+    if target is not None:
+        logits = logits.detach()
+    return loss, logits
 
 
 def mish_head(x, w1, b1, w2, b2, p=0.5, training=True) -> Tensor:
@@ -813,31 +869,31 @@ def head_inputs(B, width, dtype, device):
     return [*leaves, target.float()]
 
 
+def relative(got, want):
+    """Frobenius error, relative to want."""
+    want = want.detach()
+    error = got.detach().double() - want
+    return (error.norm() / want.norm()).item()
+
+
 def checks(device):
     """Rows (what, relative error, limit) of every operator and gradient against float64 torch."""
     rows = []
-
-    def compare(names, got, want, limit):
-        for name, a, b in zip(names.split(", "), got, want, strict=True):
-            b = b.detach()
-            error = (a.detach().double() - b).norm() / b.norm()
-            rows.append((name, error.item(), limit))
-
-    # Rounding to fp16 errs by 2^-11, to bf16 by 2^-8.
     rng = torch.tensor([2**40 + 3, 8])
-    for kind, limit in (("fp32", 1e-6), ("fp16", 5e-4), ("bf16", 4e-3)):
+    for kind, limit in (("fp32", 1e-6), ("fp16", 5e-4), ("bf16", 4e-3)):  # about a rounding
         x = torch.randn(100_003, device=device).to(DTYPES[kind])
         dy = torch.randn_like(x)
         x64 = x.double().requires_grad_()
         for op, drop in (("mish", 0), ("mish_dropout", 32768)):
             y64 = masked(F.mish(x64), x, rng, drop)
-            want = y64, *torch.autograd.grad(y64, x64, dy.double())
-            got = mish_op(None, x, rng, drop), mish_op(dy, x, rng, drop)
-            compare(f"{op} {kind} y, {op} {kind} dx", got, want, limit)
+            (dx64,) = torch.autograd.grad(y64, x64, dy.double())
+            error = relative(mish_op(None, x, rng, drop), y64)
+            rows.append((f"{op} {kind} y", error, limit))
+            error = relative(mish_op(dy, x, rng, drop), dx64)
+            rows.append((f"{op} {kind} dx", error, limit))
 
-    # The head rounds four times. Triton's interpreter multiplies the bits of bf16 as integers.
-    for kind, limit in (("fp16", 2e-3), ("bf16", 1.5e-2)):
-        if INTERPRET and kind == "bf16":
+    for kind, limit in (("fp16", 2e-3), ("bf16", 1.5e-2)):  # four roundings
+        if INTERPRET and kind == "bf16":  # Triton's interpreter multiplies its bits as integers
             continue
         *leaves, target = head_inputs(64, 2048, DTYPES[kind], device)
         with torch.autocast(device, DTYPES[kind]):
@@ -846,17 +902,20 @@ def checks(device):
 
         exact = [t.detach().double().requires_grad_() for t in leaves]
         x, w1, b1, w2, b2 = exact
-        logits64 = F.linear(F.mish(F.linear(x, w1, b1)), w2, b2)
+        hidden64 = F.mish(F.linear(x, w1, b1))
+        logits64 = F.linear(hidden64, w2, b2)
         loss64 = F.binary_cross_entropy_with_logits(logits64, target.double())
         want = logits64, loss64, *torch.autograd.grad(loss64, exact)
-        names = ", ".join(f"head {kind} {n}" for n in "logits loss dx dw1 db1 dw2 db2".split())
-        compare(names, got, want, limit)
+        names = "logits", "loss", "dx", "dw1", "db1", "dw2", "db2"
+        for name, a, b in zip(names, got, want, strict=True):
+            rows.append((f"head {kind} {name}", relative(a, b), limit))
     return rows
 
 
 def eager_head(x, w1, b1, w2, b2, target):
     hidden = F.dropout(F.mish(F.linear(x, w1, b1)))
-    return F.binary_cross_entropy_with_logits(F.linear(hidden, w2, b2), target)
+    logits = F.linear(hidden, w2, b2)
+    return F.binary_cross_entropy_with_logits(logits, target)
 
 
 FUNCTIONS = {  # op -> eager, fused; p = 0.5
@@ -865,15 +924,11 @@ FUNCTIONS = {  # op -> eager, fused; p = 0.5
     "head": (eager_head, lambda *inputs: mish_head_bce(*inputs)[0]),
 }
 MODES = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
-SHAPES = {  # main or not -> elements, and (B, F) of the head
-    True: ([(2**26,)], [(64, 2048)]),
-    False: (
-        [(2**16,), (2**20,), (2**26,)],
-        list(itertools.product((24, 64, 80), (512, 2048, 2560, 4320))),
-    ),
+MAIN_SHAPES = {"elementwise": [(2**26,)], "head": [(64, 2048)]}  # (B, F) of the head
+SHAPES = {
+    "elementwise": [(2**16,), (2**20,), (2**26,)],
+    "head": list(itertools.product((24, 64, 80), (512, 2048, 2560, 4320))),
 }
-
-
 COLUMNS = ["op", "dtype", "shape", "direction", "clock", "provider"]
 COLUMNS += ["us", "p20", "p80", "x eager", "GB/s", "of copy"]
 
@@ -906,27 +961,33 @@ def timed(step, inputs, clock):
         end.record()
         end.synchronize()
         times.append(1e3 * start.elapsed_time(end) / len(inputs))
-    return torch.tensor(times).quantile(torch.tensor([0.5, 0.2, 0.8])).tolist()
+    shares = torch.tensor([0.5, 0.2, 0.8])
+    return torch.tensor(times).quantile(shares).tolist()
+
+
+def case_inputs(op, shape, dtype):
+    if op == "head":
+        return head_inputs(*shape, dtype, "cuda")
+    x = torch.randn(shape, dtype=dtype, device="cuda")
+    return [x.requires_grad_()]
 
 
 def measure(op, kind, shape, providers, copy):
     """Rows of one operator: each provider, both directions and clocks. copy is in GB/s."""
     dtype = DTYPES[kind]
-    size = math.prod(shape) * dtype.itemsize
-    traffic = {"fwd": 2 * size, "fwd+bwd": 5 * size}  # x y, x dy dx
+    first = case_inputs(op, shape, dtype)
+    size = sum(t.nbytes for t in first[:2])  # x and, in the head, w1
     if op == "head":
-        size += 4 * 256 * shape[1]
-        traffic = {"fwd": size, "fwd+bwd": 3 * size}  # x w1, dx dw1
+        moved = {"fwd": size, "fwd+bwd": 3 * size}  # x w1, x w1 dx dw1
+        dout = torch.ones((), device="cuda")
+    else:
+        moved = {"fwd": 2 * size, "fwd+bwd": 5 * size}  # x y, x dy dx
+        dout = torch.randn_like(first[0])
 
     # Each step has inputs of its own, together 1.5 times the L2 cache: it reads from memory.
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     count = 2 + 3 * cache // (2 * size)
-    if op == "head":
-        inputs = [head_inputs(*shape, dtype, "cuda") for _ in range(count)]
-        dout = torch.ones((), device="cuda")
-    else:
-        dout = torch.randn(shape, device="cuda", dtype=dtype)
-        inputs = [[torch.randn_like(dout).requires_grad_()] for _ in range(count)]
+    inputs = [case_inputs(op, shape, dtype) for _ in range(count)]
 
     def step(*arguments):
         with torch.autocast("cuda", dtype, enabled=op == "head"):
@@ -936,7 +997,7 @@ def measure(op, kind, shape, providers, copy):
             torch.autograd.grad(out, leaves, dout)
 
     eager = {}
-    for provider, direction, clock in itertools.product(providers, traffic, ("graph", "wall")):
+    for provider, direction, clock in itertools.product(providers, moved, ("graph", "wall")):
         function = FUNCTIONS[op][provider == "fused"]
         if provider in MODES:
             function = torch.compile(function, dynamic=False, mode=MODES[provider])
@@ -946,19 +1007,21 @@ def measure(op, kind, shape, providers, copy):
         except Exception as error:  # it loses its own row, not the others'
             print(op, kind, shape, direction, clock, provider, "failed:", repr(error)[:200])
             continue
-        base = eager.setdefault((direction, clock), us)
-        rate = traffic[direction] / us / 1e3
+        ratio = eager.setdefault((direction, clock), us) / us
+        rate = moved[direction] / us / 1e3
+        numbers = us, p20, p80, ratio, rate, rate / copy
+        numbers = [round(number, 2) for number in numbers]
         name = "x".join(map(str, shape))
-        numbers = [round(v, 2) for v in (us, p20, p80, base / us, rate, rate / copy)]
         row = [op, kind, name, direction, clock, provider, *numbers]
         yield dict(zip(COLUMNS, row, strict=True))
 
 
-def benchmark(providers, main, ops=tuple(FUNCTIONS), kinds=tuple(DTYPES), path=os.devnull):
+def benchmark(providers, shapes, ops=tuple(FUNCTIONS), kinds=tuple(DTYPES), path=os.devnull):
     """Print the rows, each as soon as it is measured, and add them to a CSV file."""
     gpu = torch.cuda.get_device_properties(0)
     a, b = torch.empty(2, 2**27, dtype=torch.uint8, device="cuda")
-    copy = 2 * len(a) / timed(lambda: a.copy_(b), [()] * 8, "graph")[0] / 1e3
+    us, _, _ = timed(lambda: a.copy_(b), [()] * 8, "graph")
+    copy = 2 * len(a) / us / 1e3
     print(f"{gpu.name}, {gpu.multi_processor_count} SMs, L2 {gpu.L2_cache_size >> 20} MB")
     print(f"torch {torch.__version__}, triton {triton.__version__}, CUDA {torch.version.cuda}")
     print(f"{time.strftime('%Y-%m-%d')}, a copy of 128 MB: {copy:.0f} GB/s")
@@ -968,7 +1031,7 @@ def benchmark(providers, main, ops=tuple(FUNCTIONS), kinds=tuple(DTYPES), path=o
         for op, kind in itertools.product(ops, kinds):
             if (op, kind) == ("head", "fp32"):  # it is fused in 16 bits only
                 continue
-            for shape in SHAPES[main][op == "head"]:
+            for shape in shapes["head" if op == "head" else "elementwise"]:
                 torch.compiler.reset()
                 for row in measure(op, kind, shape, providers, copy):
                     print(*(f"{cell!s:>12}" for cell in row.values()), flush=True)
@@ -990,9 +1053,10 @@ def main(argv=None):
     if device == "cpu":
         print("No CUDA device: no timing was made.")
     else:
-        benchmark(("eager", "fused"), main=args.quick, path=args.csv)
+        shapes = MAIN_SHAPES if args.quick else SHAPES
+        benchmark(("eager", "fused"), shapes, path=args.csv)
         if not args.quick:
-            benchmark(("eager", *MODES), main=True, path=args.csv)
+            benchmark(("eager", *MODES), MAIN_SHAPES, path=args.csv)
     return int(not all(error <= limit for _, error, limit in results))
 
 

@@ -254,17 +254,18 @@ def smoke():
 
 
 def fused():
-    for main in (True, False):
-        mk.benchmark(("eager", "fused"), main, ("head", "mish", "mish_dropout"), path=sys.argv[1])
+    for shapes in (mk.MAIN_SHAPES, mk.SHAPES):
+        ops = "head", "mish", "mish_dropout"
+        mk.benchmark(("eager", "fused"), shapes, ops, path=sys.argv[1])
 
 
 def compiled():
-    mk.benchmark(("eager", "compile"), main=True, path=sys.argv[1])
+    mk.benchmark(("eager", "compile"), mk.MAIN_SHAPES, path=sys.argv[1])
 
 
 def autotuned():
     providers = "eager", "max-autotune"
-    mk.benchmark(providers, main=True, ops=("head",), kinds=("fp16",), path=sys.argv[1])
+    mk.benchmark(providers, mk.MAIN_SHAPES, ("head",), ("fp16",), path=sys.argv[1])
 
 
 FORWARD_TILES = [
