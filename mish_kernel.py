@@ -26,6 +26,9 @@ input's); fp32 master weights are read, and their gradients written, in fp32:
     z = x w1' + b1      h = keep mish(z)      g = keep mish'(z)      logits = h w2' + b2
     dz = (dlogits w2) g      dw2 = dlogits' h      dw1 = dz' x      dx = dz w1
 
+Small launches are added in a CUDA graph, which draws and counts for itself (two), and by a gradient
+of the logits, where there is no loss (it is padded).
+
 Elsewhere (CPU, fp32, B > 1024, C > 128, F % 16 not 0, H not 64, 128 or 256) torch multiplies the
 matrices around the elementwise kernel. The elementwise ops differentiate twice, the head once, and
 torch.func's transforms are refused by torch, which does not offer them for custom operators.
@@ -551,7 +554,7 @@ def mish_op(dy: Tensor | None, x: Tensor, rng: Tensor | None, drop: int) -> Tens
     out = torch.empty_like(x)
     if n == 0:
         return out
-    grid = (triton.cdiv(n, BLOCK),)
+    grid = (math.ceil(n / BLOCK),)
     with torch.cuda.device_of(x):
         elementwise_kernel[grid](
             dy, x, out, n, *philox_arguments(rng, x),
@@ -599,14 +602,14 @@ def ticket(x):
 
 def padded(C):
     """C as a power of two that is wide enough for a matrix product."""
-    return max(16, triton.next_power_of_2(C))
+    return max(16, 2 ** math.ceil(math.log2(C)))
 
 
 def sizes(x, w2, rows):
     """What a kernel of the head is compiled for, if it takes so many rows at a time."""
     B, F = x.shape
     C, H = w2.shape
-    steps = triton.cdiv(B, rows)
+    steps = math.ceil(B / rows)
     return {"F": F, "H": H, "C": C, "CP": padded(C), "STEPS": steps}
 
 
@@ -643,7 +646,7 @@ def head_op(
     B = len(x)
     C, H = w2.shape
     tiles = forward_tiles(C, x.element_size())
-    grid = H // tiles["BN"], triton.cdiv(B, tiles["BM"])
+    grid = H // tiles["BN"], math.ceil(B / tiles["BM"])
     with torch.cuda.device_of(x):
         head_kernel[grid](
             x, w1, b1, w2, b2, target, *outputs, ticket,
@@ -688,8 +691,8 @@ def head_backward_op(
     hopper = INTERPRET or capability(x.device)[0] == 9
     tiles = backward_tiles(B, C, H, hopper)
     jobs_dw2 = H // tiles["BH"]
-    jobs_dw1 = jobs_dw2 * triton.cdiv(F, tiles["BFW"])
-    jobs_dx = triton.cdiv(B, tiles["BB"]) * triton.cdiv(F, tiles["BFX"])
+    jobs_dw1 = jobs_dw2 * math.ceil(F / tiles["BFW"])
+    jobs_dx = math.ceil(B / tiles["BB"]) * math.ceil(F / tiles["BFX"])
     grid = (jobs_dw2 + jobs_dw1 + jobs_dx,)
     with torch.cuda.device_of(x):
         head_backward_kernel[grid](

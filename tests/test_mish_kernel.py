@@ -71,6 +71,63 @@ def test_elementwise_kernel_compiles_within_its_budget(kind, architecture, tmp_p
         assert wide == (2 + backward) * (2 if kind == "fp32" else 1)  # and nothing narrower
 
 
+class Driver:
+    """Triton's view of an H100 that keeps the launches and makes none."""
+
+    def __init__(self):
+        self.utils, self.handles, self.launches = self, itertools.count(), []
+        self.launcher_cls = lambda source, metadata: self.keep
+
+    def keep(self, x, y, z, stream, function, packed, metadata, enter, leave, *arguments):
+        self.launches.append((function, x, y, z, stream, len(arguments)))
+
+    def get_current_device(self):
+        return 99  # of no machine: what is compiled for it is no other test's
+
+    def get_current_stream(self, device):
+        return 7
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 232448}
+
+    def load_binary(self, *_):
+        return self, next(self.handles), 32, 0, 1024  # module, function, registers, spills, threads
+
+
+@needs_triton
+def test_a_captured_launch_takes_the_kernel_of_an_eager_one(monkeypatch):
+    """Another could not be loaded during a capture. Eager launches get two numbers, captured ones
+    the address of two; two launches a step, of 132 programs backward at B = 64."""
+    driver = Driver()
+    monkeypatch.setattr(mk.triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(mk, "has_kernels", lambda device: True)
+    monkeypatch.setattr(mk, "capability", lambda device: (9, 0))
+
+    def numbers(rng, x):
+        return x.new_empty(0, dtype=torch.int64), *rng.tolist()
+
+    by_address = mk.philox_arguments
+    *leaves, target = mk.head_inputs(64, 2048, torch.float16, "cpu")
+    x = torch.randn(4096).half().requires_grad_()
+    launches = []
+    for arguments in (numbers, by_address):
+        monkeypatch.setattr(mk, "philox_arguments", arguments)
+        with torch.autocast("cpu", torch.float16):
+            loss, _ = mk.mish_head_bce(*leaves, target)
+        torch.autograd.grad(loss, leaves)
+        torch.autograd.grad(mk.mish_dropout(x), x, torch.ones_like(x))
+        launches.append(driver.launches)
+        driver.launches = []
+    assert launches[0] == launches[1] and next(driver.handles) == 4
+    grids = [launch[1:4] for launch in launches[0]]
+    assert grids == [(32, 2, 1), (132, 1, 1), (4, 1, 1), (4, 1, 1)]
+
+
 SIZES = ("fp16", 43, 64), ("fp32", 43, 65), ("fp32", 128, 64), ("fp32", 128, 65)  # x, C, B
 SIZES += ("fp16", 43, 80), ("bf16", 43, 64), ("bf16", 43, 1024)
 HEADS = [(True, SIZES[0], a) for a in ARCHITECTURES] + [(True, SIZES[1], 86), (True, SIZES[3], 86)]
