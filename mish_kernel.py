@@ -360,13 +360,13 @@ def head_kernel(x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, target_ptr,
         g = tl.where(keep, g * SCALE, 0.0)
     store2d(h_ptr, h, row, col, B, H)
     store2d(g_ptr, g, row, col, B, H)
+    w2 = w2.to(dtype)
 
     # Each program takes a ticket when its part of h is written. Three things make the last one see
     # all of h: the barrier, after which all warps of a program have stored theirs; the ticket's
     # release, which makes these stores visible to the GPU before the ticket counts, and its
     # acquire, which orders the loads below after all tickets; and .cg, which loads from the L2
     # cache that all programs share. The ticket goes back to 0 for the next launch.
-    w2 = w2.to(dtype)
     tl.debug_barrier()
     programs = tl.num_programs(0) * tl.num_programs(1)
     if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == programs - 1:
@@ -968,29 +968,39 @@ def timed(step, inputs, clock):
     return torch.tensor(times).quantile(shares).tolist()
 
 
-def case_inputs(op, shape, dtype):
-    if op == "head":
-        return head_inputs(*shape, dtype, "cuda")
-    x = torch.randn(shape, dtype=dtype, device="cuda")
-    return [x.requires_grad_()]
+def copy_rate():
+    """GB/s of a copy of 128 MB on the device, read and written."""
+    a, b = torch.empty(2, 2**27, dtype=torch.uint8, device="cuda")
+    us, _, _ = timed(lambda: a.copy_(b), [()] * 8, "graph")
+    return 2 * len(a) / us / 1e3
+
+
+def step_inputs(op, shape, dtype):
+    """Inputs of many steps, together 1.5 times the L2 cache, so that each reads from memory."""
+
+    def inputs():
+        if op == "head":
+            return head_inputs(*shape, dtype, "cuda")
+        x = torch.randn(shape, dtype=dtype, device="cuda")
+        return [x.requires_grad_()]
+
+    first = inputs()
+    size = sum(t.nbytes for t in first[:2])  # x and, in the head, w1
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return [first] + [inputs() for _ in range(1 + 3 * cache // (2 * size))]
 
 
 def measure(op, kind, shape, providers, copy):
     """Rows of one operator: each provider, both directions and clocks. copy is in GB/s."""
     dtype = DTYPES[kind]
-    first = case_inputs(op, shape, dtype)
-    size = sum(t.nbytes for t in first[:2])  # x and, in the head, w1
+    inputs = step_inputs(op, shape, dtype)
+    size = sum(t.nbytes for t in inputs[0][:2])  # x and, in the head, w1
     if op == "head":
         moved = {"fwd": size, "fwd+bwd": 3 * size}  # x w1, x w1 dx dw1
         dout = torch.ones((), device="cuda")
     else:
         moved = {"fwd": 2 * size, "fwd+bwd": 5 * size}  # x y, x dy dx
-        dout = torch.randn_like(first[0])
-
-    # Each step has inputs of its own, together 1.5 times the L2 cache: it reads from memory.
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    count = 2 + 3 * cache // (2 * size)
-    inputs = [case_inputs(op, shape, dtype) for _ in range(count)]
+        dout = torch.randn_like(inputs[0][0])
 
     def step(*arguments):
         with torch.autocast("cuda", dtype, enabled=op == "head"):
@@ -1022,9 +1032,7 @@ def measure(op, kind, shape, providers, copy):
 def benchmark(providers, shapes, ops=tuple(FUNCTIONS), kinds=tuple(DTYPES), path=os.devnull):
     """Print the rows, each as soon as it is measured, and add them to a CSV file."""
     gpu = torch.cuda.get_device_properties(0)
-    a, b = torch.empty(2, 2**27, dtype=torch.uint8, device="cuda")
-    us, _, _ = timed(lambda: a.copy_(b), [()] * 8, "graph")
-    copy = 2 * len(a) / us / 1e3
+    copy = copy_rate()
     print(f"{gpu.name}, {gpu.multi_processor_count} SMs, L2 {gpu.L2_cache_size >> 20} MB")
     print(f"torch {torch.__version__}, triton {triton.__version__}, CUDA {torch.version.cuda}")
     print(f"{time.strftime('%Y-%m-%d')}, a copy of 128 MB: {copy:.0f} GB/s")

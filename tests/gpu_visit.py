@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import csv
 import importlib.util
-import math
 import os
 import re
 import resource
@@ -34,6 +33,7 @@ if __name__ != "__main__":
     import torch.nn.functional as F
 
     import mish_kernel as mk
+    from tests import mish_oracle as oracle
 
 START = time.monotonic()
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,8 +73,6 @@ SHOWN = {
 }
 OTHERS_SHOWN = r" failed: "
 OUTPUTS = ["loss", "logits", "dx", "dw1", "db1", "dw2", "db2"]  # of the head
-COLUMNS = ["op", "dtype", "shape", "direction", "clock", "provider", "us", "p20", "p80", "x eager",
-           "GB/s", "of copy"]  # fmt: skip
 
 # -------------------------------------------------------------------------------- the smoke test
 
@@ -128,8 +126,8 @@ def head_step(inputs, p, dloss=None):
 def exact_head_step(inputs, dloss):
     """The same without dropout, in float64, from torch's operators."""
     *leaves, target = inputs
-    x, w1, b1, w2, b2 = exact = [t.detach().double().requires_grad_() for t in leaves]
-    logits = F.linear(F.mish(F.linear(x, w1, b1)), w2, b2)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    logits = oracle.head64(*exact, 1.0)
     loss = F.binary_cross_entropy_with_logits(logits, target.double())
     return loss.detach(), logits.detach(), *torch.autograd.grad(loss, exact, dloss.double())
 
@@ -145,7 +143,7 @@ def heads(device, batches=(1, 24, 64, 80, 1024)):
 
         errors = {}
         for name, a, b in zip(OUTPUTS, got, want, strict=True):
-            errors[name] = ((a.double() - b).norm() / b.norm()).item()
+            errors[name] = mk.relative(a, b)
         say(f"B = {B}: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
         assert all(error <= 2e-3 for error in errors.values()), "an error is above 2e-3"
     return "all errors are at most 2e-3"
@@ -207,11 +205,7 @@ def replays(device):
 
 def headlines(device):
     """The figures that matter most, should nothing else be measured."""
-    a = torch.empty(2**27, dtype=torch.uint8, device=device)
-    b = torch.zeros_like(a)
-    us = mk.timed(lambda: a.copy_(b), [()] * 8, "graph")[0]
-    copy = 2 * len(a) / us / 1e3  # GB/s, read and written
-
+    copy = mk.copy_rate()
     head = list(mk.measure("head", "fp16", (64, 2048), ("eager", "fused"), copy))
     mish = list(mk.measure("mish", "fp16", (2**26,), ("fused",), copy))
     dropout = list(mk.measure("mish_dropout", "fp16", (2**26,), ("fused",), copy))
@@ -280,10 +274,7 @@ BACKWARD_TILES = [
 
 def tiles():
     """The head at B = 64, F = 2048 with other tiles: microseconds of a replay, p20 and p80."""
-    # A step reads 2.4 MB; all inputs are 1.5 times what the cache holds, as in mk.measure.
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    count = math.ceil(1.5 * cache / 2.4e6)
-    inputs = [mk.head_inputs(64, 2048, torch.float16, "cuda") for _ in range(count)]
+    inputs = mk.step_inputs("head", (64, 2048), torch.float16)
     dloss = torch.ones((), device="cuda")
 
     def forward(*arguments):
@@ -338,15 +329,8 @@ def augmentation():
     smooth = torch.rand(64, 3, 40, 72, device="cuda").mul(255)
     frames = F.interpolate(smooth, (320, 570), mode="bicubic").clamp(0, 255).to(torch.uint8)
 
-    for name, options in (("eager", {}), ("compiled", {"compile": True})):
-        for batch in (64, 128, 256):
-            run = bench_augment.ours(frames.repeat(batch // 64, 1, 1, 1), **options)
-
-            def until_idle(run=run):
-                run()
-                torch.cuda.synchronize()
-
-            bench_augment.measure({f"batch {batch}, {name}": until_idle}, 0.3, 3, batch)
+    for name in ("eager", "compiled"):
+        bench_augment.on_cuda(frames, [name], seconds=0.3, repeats=3)
 
 
 # ----------------------------------------------------------------------------------- the processes
@@ -502,7 +486,7 @@ def main(argv=None):
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.txt").write_text("")
-    (folder / "rows.csv").write_text(",".join(COLUMNS) + "\n")
+    (folder / "rows.csv").write_text("")
 
     # The parts inherit both: they answer SIGINT even if a shell started this with SIGINT ignored,
     # and leave no core file when they are aborted.

@@ -97,7 +97,7 @@ def test_the_table_holds_a_flood(tmp_path):
     rows = tmp_path / "rows.csv"
     with open(rows, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(gpu_visit.COLUMNS)
+        writer.writerow(gpu_visit.mk.COLUMNS)
         for i in range(500):
             writer.writerow([*ROW[:2], f"{i}x2048", *ROW[3:]])
     failed = "".join(f"FAILED tests/test_x.py::test_{i} - {'assert 1 ' * 90}\n" for i in range(300))
@@ -114,7 +114,7 @@ def test_the_table_holds_a_flood(tmp_path):
 
 def test_failed_tests_and_rows_that_failed_are_shown(tmp_path):
     rows = tmp_path / "rows.csv"
-    rows.write_text(",".join(gpu_visit.COLUMNS) + "\n")
+    rows.write_text(",".join(gpu_visit.mk.COLUMNS) + "\n")
     summary = "FAILED tests/test_x.py::test_y - assert 2 == 1\n1 failed, 3 passed in 2.1s\n"
     results = [
         gpu_visit.Result("tests", "exit 1", 2, f"....F\n{summary}"),
