@@ -427,9 +427,14 @@ print(x.grad.isfinite().all().item())
 
 def test_script_checks_and_says_that_nothing_was_timed(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert mk.main(["--quick"]) == 0
+    assert mk.main([]) == 0
     out = capsys.readouterr().out
-    assert "no timing was made" in out and "FAILED" not in out and out.count(" ok\n") == 26
+    assert out.startswith("No CUDA device: the kernels do not run, what is checked is their fall")
+    assert "nothing is timed" in out and "FAILED" not in out and out.count(" ok\n") == 26
+    for flags in (["--quick"], ["--csv", "rows.csv"]):
+        with pytest.raises(SystemExit, match="2"):
+            mk.main(flags)
+        assert "needs a CUDA device" in capsys.readouterr().err
     monkeypatch.setattr(mk, "slope", mk.value)  # a fault, which has to be found
     assert mk.main([]) == 1
     assert "FAILED" in capsys.readouterr().out
