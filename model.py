@@ -8,6 +8,7 @@ ResNet-34            He et al. 2016, arXiv 1512.03385, table 1
 SE-ResNeXt101 32x4d  Xie et al. 2017, arXiv 1611.05431; Hu et al. 2018, arXiv 1709.01507
 PNASNet-5-Large      Liu et al. 2018, arXiv 1712.00559, figure 1
 EfficientNet-B0..B7  Tan, Le 2019, arXiv 1905.11946, table 1
+EfficientNet-Lite0   Google 2020: B0 without SE, with ReLU6; small, for first runs on a CPU
 
 One set of parameters can be several functions, and weights are right under one of them. `flavour`
 says which, and follows the weights unless given:
@@ -445,6 +446,7 @@ COEFFICIENTS = {  # width, depth, resolution (pixels), as published with the wei
     "efficientnet_b5": (1.6, 2.2, 456),
     "efficientnet_b6": (1.8, 2.6, 528),
     "efficientnet_b7": (2.0, 3.1, 600),
+    "efficientnet_lite0": (1.0, 1.0, 224),
 }
 
 
@@ -495,14 +497,13 @@ class MBConv(nn.Module):
 
 
 class EfficientNet(Network):
-    """Stem, seven stages of MBConv, 1x1 top. B0 with se=False, activation="relu6" is Lite0."""
+    """Stem, seven stages of MBConv, 1x1 top. Lite0 leaves out SE, and its activation is ReLU6."""
 
-    def __init__(
-        self, arch, flavour="tf", se_pool="avg", se=True, activation="silu", drop_connect=0.2
-    ):
+    def __init__(self, arch, flavour="tf", se_pool="avg", drop_connect=0.2):
         super().__init__()
         width, depth, _ = COEFFICIENTS[arch]
-        activation = {"silu": nn.SiLU, "relu6": nn.ReLU6}[activation]
+        lite = arch == "efficientnet_lite0"
+        activation = nn.ReLU6 if lite else nn.SiLU
         # momentum does not touch loaded weights: .1 for tf is timm's choice, TensorFlow had .01
         eps, momentum = (1e-3, 0.1) if flavour == "tf" else (1e-5, 0.1)
         if flavour == "torchvision" and depth > 2:  # B5, B6, B7
@@ -530,7 +531,7 @@ class EfficientNet(Network):
             for i in range(n):
                 shape = channels, out, kernel, 1 if i else stride, expansion
                 drop = drop_connect * index / blocks  # 0 at the first block, rising linearly
-                stage.append(MBConv(layer, squeeze if se else None, *shape, drop))
+                stage.append(MBConv(layer, None if lite else squeeze, *shape, drop))
                 channels, index = out, index + 1
             self.stages.append(stage)
         self.num_features = round_channels(1280, width)
@@ -584,7 +585,8 @@ EFFICIENTNET_NAMES = {  # ends of the net; n-th block, s.b; its parts; those in 
 
 
 def module_paths(net, naming):
-    """The module paths of an EfficientNet under a naming, in one order for all namings."""
+    """The module paths of an EfficientNet under a naming, in one order for all namings; those of
+    SE are among Lite0's too, which has none."""
     ends, block, parts, parts_of_stage_0 = EFFICIENTNET_NAMES[naming]
     paths, n = ends.split(), 0
     for s, repeats in enumerate(net.repeats):
@@ -676,14 +678,14 @@ def create_model(
     weights   None or "none"; "imagenet": the first of WEIGHTS; a tag there; a file, in any naming
     dropout   probability, in the Mish head
     checkpoint_activations  backward computes each block again: less memory, the same result
-    options   flavour, se_pool, se, activation, drop_connect, where the arch has them; None: default
+    options   flavour, se_pool, drop_connect, where the arch has them; None: default
     returns   net with .arch .num_features .head; .input_config: size (pixels), mean, std,
               interpolation, those of the weights; .weights_info: a line on what was loaded;
               .config: create_model(**net.config) is the same net with random weights
     raises    ValueError naming the choices; WeightsError
     """
     choices = {"arch": list(ARCHITECTURES), "head": ("mish", "linear"), "se_pool": ("avg", "max")}
-    choices |= {"flavour": FLAVOURS.get(arch), "activation": ("silu", "relu6")}
+    choices |= {"flavour": FLAVOURS.get(arch)}
     options = {option: value for option, value in options.items() if value is not None}
     for option, value in {"arch": arch, "head": head, **options}.items():
         known = ["arch", "head", *inspect.signature(ARCHITECTURES.get(arch, Tiny)).parameters]
@@ -769,7 +771,7 @@ def parameter_groups(net, lr, head_lr=None, weight_decay=0.0):
 def main():
     """Prints the architectures and their weights, computed on the meta device."""
     print("parameters and G multiply-adds with a linear head of 1000 classes\n")
-    print(f"{'':<16} parameters features  224 px      its size  weights and their top-1 in %")
+    print(f"{'':<19} parameters features  224 px      its size  weights and their top-1 in %")
     for arch in ARCHITECTURES:
         with torch.device("meta"):
             net = create_model(arch, 1000, "linear").eval()
@@ -783,7 +785,7 @@ def main():
         tags = ", ".join(f"{t} {r.top1:.1f}" for (a, t), r in WEIGHTS.items() if a == arch)
         tags = tags.replace("nan", "(not published)")
         macs = f"{macs[0]:>8.3f}{f'{macs[1]:.3f} @ {sizes[1]}':>14}"
-        print(f"{arch:<16}{parameters:>11,}{net.num_features:>9}{macs}  {tags}")
+        print(f"{arch:<19}{parameters:>11,}{net.num_features:>9}{macs}  {tags}")
 
 
 if __name__ == "__main__":

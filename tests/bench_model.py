@@ -36,7 +36,9 @@ def networks(arch):
                 ("timm", partial(timm.create_model, peer)),
             )
         }
-        theirs = getattr(torchvision.models, arch)
+        theirs = getattr(torchvision.models, arch, None)  # it has no Lite0
+        if theirs is None:
+            return nets
         return nets | {"torchvision, torchvision": partial(theirs, stochastic_depth_prob=0.0)}
     if arch == "seresnext101":
         return {

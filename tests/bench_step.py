@@ -31,6 +31,7 @@ TIMM_NAMES = {
     "resnet34": "resnet34", "seresnext101": "legacy_seresnext101_32x4d",
     "pnasnet5large": "pnasnet5large",
     **{f"efficientnet_b{n}": f"tf_efficientnet_b{n}" for n in range(8)},
+    "efficientnet_lite0": "tf_efficientnet_lite0",
 }  # fmt: skip
 
 
@@ -47,9 +48,11 @@ class Files(Dataset):
 
 
 def transforms(args, inputs):
-    """torchvision's nearest to the report's augmentation, or the squash of --augment none."""
+    """torchvision's nearest to the report's augmentation, or the squash, mirrored or not."""
     size = inputs["size"]
     ops, erase = [v2.Resize((size, size))], []
+    if args.augment == "flip":
+        ops.append(v2.RandomHorizontalFlip())
     if args.augment == "report":
         ops, erase = [
             v2.RandomResizedCrop(size, (0.25, 1.0)),
@@ -135,6 +138,7 @@ def compare(args, training, inputs, progress_of, ours):
     if steps < 2:
         raise DataError(f"{len(training)} training frames: less than two steps – take more")
     plain, rounds = None, {"train.py": []}
+    print(f"{ROUNDS} rounds of {steps} steps are timed, of which each round's first does not count")
     if args.arch in TIMM_NAMES and importlib.util.find_spec("timm"):
         environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
         plain = subprocess.Popen(
@@ -144,6 +148,7 @@ def compare(args, training, inputs, progress_of, ours):
         paths = [os.path.abspath(path) for path in training.paths]
         pickle.dump((args, steps, paths, training.labels, inputs), plain.stdin)
         plain.stdin.flush()
+        print("waiting for the plain program, which has its turn in each round")
         plain.stdout.readline()  # until it is ready
         rounds["plain timm"] = []
     elif args.arch in TIMM_NAMES:

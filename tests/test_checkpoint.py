@@ -18,7 +18,8 @@ import checkpoint
 
 
 def state(value=1.0):
-    return {"config": {"arch": "tiny"}, "args": {"lr": 0.1}, "weights": torch.full((50, 50), value)}
+    config, weights = {"arch": "tiny"}, torch.full((50, 50), value)
+    return {"config": config, "args": {"lr": 0.1}, "epoch": 1, "weights": weights}
 
 
 def forked(child) -> int:
@@ -229,6 +230,19 @@ def test_a_run_in_use_or_finished_is_not_taken(tmp_path):
     assert checkpoint.Run(tmp_path, True).saved  # the lock died with its process
     with pytest.raises(checkpoint.CheckpointError, match="holds a run already"):
         checkpoint.Run(tmp_path, False)
+
+
+def test_a_run_without_a_finished_epoch_is_begun_anew(tmp_path, capsys):
+    run = checkpoint.Run(tmp_path, True)
+    assert "--resume starts one" in capsys.readouterr().out
+    run.save_last(state() | {"epoch": 0})
+    run.lock.close()
+    run = checkpoint.Run(tmp_path, False)
+    assert run.saved is None
+    run.save_last(state())
+    run.lock.close()
+    assert checkpoint.Run(tmp_path, True).saved["epoch"] == 1
+    assert "starts one" not in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

