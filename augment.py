@@ -474,6 +474,13 @@ def coarse_dropout(x, corners):
     return x.flatten(2).scatter(2, index, 0).view(x.shape)
 
 
+def mirror(images, generator):
+    """(B, C, H, W) with half of the images, drawn from the CPU generator, left to right."""
+    drawn = torch.rand(len(images), generator=generator) < 0.5  # (B,)
+    (drawn,) = _ship([drawn], images.device)
+    return torch.where(drawn[:, None, None, None], images.flip(3), images)
+
+
 def normalize(x, mean, std):
     """(x - 255 mean) / (255 std): (B, 3, H, W) levels -> float32; mean, std (3,) on x's device."""
     scale, shift = (255 * std).reciprocal().view(3, 1, 1), (mean / std).view(3, 1, 1)

@@ -216,7 +216,27 @@ def fit_blend(members, target):
     return best
 
 
-def report(scores, target, threshold, class_names, threshold_from="given"):
+def constant_answer(frequency, target, class_names):
+    """The scores of an answer that looks at no image: the zero of all others.
+
+    It predicts the commonest label of the training images, alone, and its probabilities are the
+    classes' frequencies there, in [1e-4, 1 - 1e-4] as is the bias that training begins with.
+    frequency  (C,) in [0, 1]: shares of the training images that have the label
+    target     (N, C) 0/1
+    returns    {"answer": its name, "precision", "recall", "f1": example-based, "loss": the mean
+               binary cross-entropy}
+    """
+    frequency = np.clip(np.asarray(frequency, dtype=np.float64), 1e-4, 1 - 1e-4)
+    target = np.asarray(target)
+    commonest = int(frequency.argmax())
+    pred = np.zeros(target.shape)
+    pred[:, commonest] = 1
+    scores = zip(RATIOS, precision_recall_f1(pred, target), strict=True)
+    loss = -np.where(target == 1, np.log(frequency), np.log1p(-frequency)).mean()
+    return {"answer": class_names[commonest], **dict(scores), "loss": float(loss)}
+
+
+def report(scores, target, threshold, class_names, threshold_from="given", frequency=None):
     """All figures of an evaluation, as a dict of plain numbers that JSON can hold.
 
     scores          (N, C) in [0, 1]
@@ -224,11 +244,13 @@ def report(scores, target, threshold, class_names, threshold_from="given"):
     threshold       float; all but `decisions` is of scores >= threshold
     class_names     C; if each is "actor-action", actors and actions are also scored alone
     threshold_from  name of the set on which the threshold was chosen
+    frequency       (C,) of the training images, for `constant_answer`; None: "constant" is None
     returns         "samples", "micro", "macro", "actor", "action": {precision, recall, f1};
                     "decisions": the example-based ones at "0.5" and "chosen", and with "+top1",
                     the highest score of images that have no prediction;
                     "classes": [{name, support, predicted, precision, recall, f1, ap}], ap None
-                    without positives, "mAP" the mean over the "mAP_classes" others; and more
+                    without positives, "mAP" the mean over the "mAP_classes" others; "constant"
+                    what `constant_answer` returns; and more
     raises          ValueError as best_threshold
     """
     def prf(pred, target, average="samples"):
@@ -254,7 +276,10 @@ def report(scores, target, threshold, class_names, threshold_from="given"):
         "labels_predicted": float(pred.sum(1).mean()),
         "empty_predictions": int((~pred.any(1)).sum()),
         "classes": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
+        "constant": None,
     }
+    if frequency is not None:
+        result["constant"] = constant_answer(frequency, target, class_names)
     pairs = [name.split("-") for name in class_names]
     if all(len(pair) == 2 for pair in pairs):
         for part, keys in zip(("actor", "action"), np.array(pairs).T, strict=True):  # keys (C,)
@@ -263,21 +288,36 @@ def report(scores, target, threshold, class_names, threshold_from="given"):
     return result
 
 
-def format_report(report):
-    """The report as text: the classes, worst last, then the averages, then the headline."""
+def format_zero(report):
+    """One sentence that sets the F1 beside that of the constant answer."""
+    f1, constant = 100 * report["samples"]["f1"], report["constant"]
+    zero = 100 * constant["f1"]
+    always = f"always answering {constant['answer']}"
+    if f1 - zero <= 1:
+        return f"F1 {f1:.1f} % is no better than {always}, {zero:.1f} %"
+    return f"F1 {f1:.1f} %, where {always} has {zero:.1f} %"
+
+
+BEST, WORST = 10, 5  # classes that format_report shows
+
+
+def format_report(report, all_classes=False):
+    """The report as text: the best and the worst classes, the averages, then the headline."""
     classes = sorted(report["classes"], key=lambda row: -row["f1"])
+    hidden = 0 if all_classes else max(0, len(classes) - BEST - WORST)
     at = f">= {report['threshold']:.3g}"
     chosen = f"{at} ({report['threshold_from']})"
     macro = f"macro, {len(classes)} classes; mAP, {report['mAP_classes']}"
     decisions = zip((">= 0.5", ">= 0.5, else top 1", chosen, f"{at}, else top 1"),
                     report["decisions"].values(), strict=True)
-    blocks = (
-        [(row["name"], row) for row in classes],
-        [("micro", report["micro"]), (macro, {**report["macro"], "ap": report["mAP"]}),
-         *((f"{part} alone", report[part]) for part in ("actor", "action") if part in report)],
-        [(f"mean over images, {name}", row) for name, row in decisions],
-    )
-    width = max(len(name) for block in blocks for name, _ in block)
+    rows = [(row["name"], row) for row in classes]
+    averages = [("micro", report["micro"]), (macro, {**report["macro"], "ap": report["mAP"]})]
+    averages += [(f"{part} alone", report[part]) for part in ("actor", "action") if part in report]
+    headline = [(f"mean over images, {name}", row) for name, row in decisions]
+    constant = report["constant"]
+    if constant:
+        headline.insert(0, (f"always answering {constant['answer']}", constant))
+    width = max(len(name) for name, _ in rows + averages + headline)
 
     def line(name, row):
         cells = [row.get(key, "") for key in COLUMNS[1:]]
@@ -285,14 +325,25 @@ def format_report(report):
         cells = [f"{'-' if x is None else x:>7}" for x in cells]
         return f"{name:<{width}}{''.join(cells)}".rstrip()
 
+    def block(rows):
+        return "\n".join(line(*row) for row in rows)
+
     head = f"{f'scores {chosen}, in %':<{width}}   true   pred      P      R     F1     AP"
-    table, averages, headline = ("\n".join(line(*row) for row in block) for block in blocks)
+    table = block(rows)
+    if hidden:
+        between = f"… {hidden} classes between them, in report.csv; --all-classes prints them"
+        table = f"{block(rows[:BEST])}\n{between}\n{block(rows[-WORST:])}"
     totals = """
 {images} images, {empty_targets} without label, {empty_predictions} without prediction
 {labels_true:.2f} labels per image, {labels_predicted:.2f} predicted; subset accuracy \
 {subset_accuracy:.3f}, Jaccard {jaccard:.3f}, Hamming loss {hamming_loss:.4f}
 """.format(**report)
-    return f"{head}\n{table}\n\n{averages}\n{totals}\n{headline}"
+    text = f"{head}\n{table}\n\n{block(averages)}\n{totals}\n{block(headline)}"
+    if constant and "loss" in report:
+        text += f"\nloss {report['loss']:.4f}, of the constant answer {constant['loss']:.4f}"
+    if constant and report["samples"]["f1"] - constant["f1"] <= 0.01:
+        text += f"\n{format_zero(report)}"
+    return text
 
 
 def write_report_csv(path, report):
@@ -304,6 +355,7 @@ def write_report_csv(path, report):
 
 
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe & Ito 2008
+GREY = "#666666"
 MOST_CLASSES = 120  # in a picture
 
 
@@ -334,12 +386,15 @@ def draw_curves(rows, path):
         (scores, "val_recall", "validation recall", ORANGE, "-", 100),
         (scores, "val_f1", "validation F1", RED, "-", 100),
         (scores, "f1", "training F1", BLUE, "--", 100),
+        (losses, "constant_loss", "constant answer", GREY, ":", 1),
+        (scores, "constant_f1", "F1 of the constant answer", GREY, ":", 100),
         (rate, "lr", None, "#444444", "-", 1),
     ):
         values = factor * column(key)
         if not np.isnan(values).all():
             axes.plot(epochs, values, style, label=label, color=colour, marker="o",
-                      markersize=3 * (len(rows) < 50), linewidth=1 + (key == "val_f1"))
+                      markersize=3 * (len(rows) < 50 and style != ":"),
+                      linewidth=1 + (key == "val_f1"))
     _tidy(losses, "both", title="Loss", ylabel="binary cross-entropy")
     _tidy(scores, "both", title="Precision, recall, F1", ylabel="mean over frames, %")
     _tidy(rate, "both", title="Learning rate",
@@ -382,6 +437,9 @@ def draw_classes(report, path):
     left.plot(precision, y, "o", color=BLUE, markersize=4, label="precision")
     left.plot(recall, y, "D", color=RED, markersize=4, label="recall")
     right.bar_label(right.barh(y, support, color="#bbbbbb"), fontsize=8, padding=2)
+    if constant := report["constant"]:
+        left.axvline(100 * constant["f1"], color=GREY, linestyle=":", linewidth=1,
+                     label=f"always answering {constant['answer']}: F1, mean over frames")
     left.set_yticks(y, names, fontsize=8, parse_math=False)
     for row, place, name in zip(classes, y, left.get_yticklabels(), strict=True):
         text, colour = f"{100 * row['f1']:.0f}", "black"
@@ -398,7 +456,7 @@ def draw_classes(report, path):
     left.tick_params(labeltop=True)
     right.tick_params(left=False)
     right.set_xticks([])
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     samples, macro = (100 * report[key]["f1"] for key in ("samples", "macro"))
     shown = f"the {len(y)} most frequent of " * (len(y) < total)
     figure.suptitle(

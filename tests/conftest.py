@@ -1,6 +1,8 @@
+import http.server
 import os
 import signal
 import sys
+import threading
 
 import pytest
 import torch
@@ -49,3 +51,42 @@ def few_charts(request, tmp_path_factory, monkeypatch):
         (folder / "matplotlib.py").write_text("raise ImportError")
         monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty torch hub cache, and no proxy."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "home" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def server():
+    """Serves `pages`: path -> (status, body or None: hangs, bytes that it says it will send)."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status, body, length = pages.get(self.path, (404, b"", 0))
+            self.send_response(status)
+            if length is not None:
+                self.send_header("Content-Length", str(length))
+            self.end_headers()
+            if body is None:
+                done.wait(20)  # the server hangs
+            self.wfile.write(body or b"")
+
+        def log_message(self, *arguments):
+            pass
+
+    pages, asked, done = {}, [], threading.Event()
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}", pages, asked
+    done.set()
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()

@@ -1043,3 +1043,15 @@ def test_cuda_evaluation_agrees(interpolation):
     # a float32 coordinate near 570 is right to 6e-5 pixel, of up to 48 levels: 5e-5 normalised
     assert torch.allclose(got.cpu(), view(frames), atol=2e-4)
     assert torch.equal(got[:1], view(frames[:1].cuda()))
+
+
+def test_mirror_turns_about_half_of_the_images_round():
+    x = torch.randn(4000, 1, 2, 3)
+    y = augment.mirror(x, augment.generator(0, 1, 2))
+    mirrored = (y == x.flip(3)).flatten(1).all(1)
+    same = (y == x).flatten(1).all(1)
+    assert torch.equal(mirrored, ~same)
+    assert abs(mirrored.float().mean() - 0.5) < 0.04  # five standard deviations
+    again = augment.mirror(x, augment.generator(0, 1, 2))
+    assert torch.equal(again, y)
+    assert not torch.equal(augment.mirror(x, augment.generator(0, 1, 3)), y)

@@ -29,6 +29,7 @@ import data
 import metrics
 import model
 import train
+from tests import bench_step
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
 if not hasattr(os, "fork"):
@@ -193,8 +194,15 @@ def test_f2_random_kills_end_with_the_same_bits(scenes, tmp_path, kills, flags):
 # ------------------------------------------------------------ F10 to F16: network, disks, signals
 
 
-def test_f10_a_demo_run_connects_to_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "flags", ["--arch tiny --dry-run", "--arch resnet34 --weights none --dry-run",
+              "--arch resnet34 --benchmark 1"],
+)  # fmt: skip
+def test_f10_a_run_without_published_weights_connects_to_nothing(tmp_path, monkeypatch, flags):
     monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(bench_step, "ROUNDS", 1)
+    monkeypatch.setattr(bench_step, "TIMM_NAMES", {})
 
     def connected():
         raise AssertionError("a connection")
@@ -202,8 +210,7 @@ def test_f10_a_demo_run_connects_to_nothing(tmp_path, monkeypatch):
     def child():
         for name in ("connect", "connect_ex"):
             before(socket.socket, name, connected)
-        flags = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --dry-run"
-        return train.main(flags.split())
+        return train.main(f"{flags} --data demo:8/4 --image-size 32 --batch-size 4".split())
 
     code = ended(fork(child, tmp_path / "log"))
     assert code == 0, (tmp_path / "log").read_text()

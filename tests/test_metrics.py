@@ -522,8 +522,11 @@ def test_text_fits_a_screen_and_says_where_the_threshold_is_from():
     scores[:, 40] = 0.1  # but class 40 never predicted
     names = [f"class {c:02}" for c in range(43)]
     report = metrics.report(scores, target, 0.25, names, threshold_from="train")
-    text = metrics.format_report(report)
+    text = metrics.format_report(report, all_classes=True)
     lines = text.split("\n")
+    short = metrics.format_report(report).split("\n")
+    assert short[:11] == lines[:11] and short[12:] == lines[39:]  # ten classes, and five
+    assert short[11] == "… 28 classes between them, in report.csv; --all-classes prints them"
     assert len(lines) <= 60 and max(map(len, lines)) <= 100
     assert lines[0].startswith("scores >= 0.25 (train), in %")
     assert all(f"class {c:02}" in text for c in range(43))
@@ -546,6 +549,35 @@ def test_text_fits_a_screen_and_says_where_the_threshold_is_from():
     for got, prf in zip(last, report["decisions"].values(), strict=True):
         assert got == [f"{100 * prf[key]:.1f}" for key in ("precision", "recall", "f1")]
     assert ">= 0.25 (train)" in lines[-2]
+
+
+def test_the_constant_answer_is_scored_by_its_definition():
+    """Against scikit-learn, on classes of which the second is the commonest in training."""
+    target = random_labels(5, 60, 4, 0.3)
+    frequency = [0.2, 0.6, 0.0, 1.0 / 3]
+    pred = np.tile([0, 1, 0, 0], (60, 1))
+    theirs = peer.precision_recall_fscore_support(
+        target, pred, average="samples", zero_division=0
+    )[:3]
+    probabilities = np.tile([0.2, 0.6, 1e-4, 1 / 3], (60, 1))  # 0 would make the loss infinite
+    losses = [peer.log_loss(target[:, c], probabilities[:, c]) for c in range(4)]
+    names = ["a-b", "c-d", "e-f", "g-h"]
+    constant = metrics.constant_answer(frequency, target, names)
+    assert constant["answer"] == "c-d"
+    assert [constant[key] for key in metrics.RATIOS] == pytest.approx(theirs, rel=1e-12)
+    assert constant["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
+
+    report = metrics.report(pred * 0.9, target, 0.5, names, frequency=frequency)
+    assert report["constant"] == constant
+    text = metrics.format_report(report | {"loss": 0.7})
+    row = next(line for line in text.split("\n") if line.startswith("always answering c-d"))
+    assert row.split()[-3:] == [f"{100 * score:.1f}" for score in theirs]
+    assert f"loss 0.7000, of the constant answer {constant['loss']:.4f}" in text
+    same = f"F1 {100 * theirs[2]:.1f} % is no better than always answering c-d"
+    assert same in text  # as this network answers so itself
+    perfect = metrics.report(target * 0.9, target, 0.5, names, frequency=frequency)
+    assert "no better" not in metrics.format_report(perfect)
+    assert metrics.format_zero(perfect).startswith("F1 ")
 
 
 def test_csv_has_every_class_in_order_at_full_precision(tmp_path):
@@ -583,7 +615,8 @@ def proportional(a, b):
     return np.corrcoef(a, b)[0, 1] > 1 - 1e-6  # the file has six decimals
 
 
-LOG = [{"epoch": e, "loss": 0.7 / e, "val_loss": 0.1 + 0.5 / e**2, "lr": 0.1**e,
+LOG = [{"epoch": e, "constant_loss": 0.55, "constant_f1": 0.12,
+        "loss": 0.7 / e, "val_loss": 0.1 + 0.5 / e**2, "lr": 0.1**e,
         "f1": 0.1 * e, "val_precision": 0.3 + 0.01 * e**2, "val_recall": 0.2 + 0.001 * e**3,
         "val_f1": 0.4 - 0.01 * (e - 3.2) ** 2, "threshold": 0.5} for e in range(1, 6)]
 
@@ -599,8 +632,11 @@ def test_curves_are_the_logs(tmp_path):
         found = [(x, y) for c, x, y in lines if c == colour.lower() and len(x) == 5
                  and proportional(x, range(5)) and proportional(y, values)]
         assert len(found) == 1, key
-    for label in ("training", "validation", "training F1", "validation F1", "validation precision",
-                  "validation recall", "Learning rate", "epoch"):
+    level = [(x, y) for c, x, y in lines if c == metrics.GREY and len(x) == 5 and not np.ptp(y)]
+    assert len(level) == 2  # the constant answer's loss and F1
+    for label in ("constant answer", "F1 of the constant answer", "training", "validation",
+                  "training F1", "validation F1", "validation precision", "validation recall",
+                  "Learning rate", "epoch"):
         assert label in texts
 
 
@@ -634,7 +670,8 @@ def many_classes(n):
     for row in rows[4::5]:
         row.update(precision=0.0, recall=0.0, f1=0.0)
     return {"images": 70, "threshold": 0.25, "threshold_from": "val", "samples": {"f1": 0.456},
-            "macro": {"f1": 0.321}, "classes": rows}
+            "macro": {"f1": 0.321}, "classes": rows,
+            "constant": {"answer": "class 3", "f1": 0.123}}
 
 
 @pytest.mark.parametrize("n", [1, 2, 43, 300])
@@ -649,6 +686,7 @@ def test_classes_are_bars_of_f1_beside_bars_of_support(n, tmp_path):
     most = "the 120 most frequent of " * (n > 120)
     assert f"Classes: {most}{n}; frames: 70; scores >= 0.25 (val)" in "".join(texts)
     assert "F1 45.6 %, mean over frames; 32.1 %, mean over classes" in "".join(texts)
+    assert "always answering class 3: F1, mean over frames" in texts
     absent = sum(not row["support"] for row in shown)
     assert texts.count("no frame has this label") == absent
     failing = [row for row in shown if row["support"] and not row["f1"]]

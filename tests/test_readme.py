@@ -60,4 +60,4 @@ def test_first_commands(tmp_path, arch):
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", "--arch", arch], cwd=tmp_path, check=False
     )
-    assert done.returncode == 0 and (tmp_path / "runs" / arch / "best.pt").exists()
+    assert done.returncode == 0 and (tmp_path / f"runs/{arch}-demo/best.pt").exists()

