@@ -61,7 +61,7 @@ RECIPES = {
 # 128 pixels, in which a crop or a blur would leave too little of an actor.
 DEMO = {
     "image_size": 128, "augment": "flip", "cache": "ram", "batch_size": 16, "accumulate": 1,
-    "optimizer": "adamw", "lr": 1e-3, "warmup": 1, "schedule": "cosine", "t_max": 0, "epochs": 2,
+    "optimizer": "adamw", "lr": 1e-3, "warmup": 1, "schedule": "cosine", "t_max": 0, "epochs": 3,
 }  # fmt: skip
 # From random weights a deep network learns next to nothing in minutes, so they are kept short.
 DEMO_SCRATCH = {
@@ -875,6 +875,22 @@ def settle_weights(args, saved, world):
     return parse_args(args.argv, scratch=True) if scratch else args
 
 
+def progress_of(epoch, first, steps, validating, args):
+    """The Progress of an epoch of a run that began, or went on, with epoch `first`.
+
+    validating  what a validation takes, in passes over the training frames
+    """
+    epochs_after = args.epochs - epoch - 1
+    after = epochs_after * (1 + validating) + 2 * validating  # the best is scored once more
+    total = ""
+    if epoch == first and keeps_run(args):
+        total = f"{epochs_after + 1} epoch" + "s" * (epochs_after > 0)
+    if args.dry_run:
+        steps = 1
+    name = f"epoch {epoch + 1}/{args.epochs}"
+    return Progress(name, steps, torch.device(args.device), False, after, total)
+
+
 def keeps_run(args) -> bool:
     """Whether there is a run folder, to write to and to resume from."""
     return not (args.evaluate or args.dry_run or args.benchmark)
@@ -956,18 +972,12 @@ def train(args, world):
             world,
         ))  # fmt: skip
         return
-    world.polled, whole, device = True, True, torch.device(args.device)
+    world.polled, whole = True, True
     validating = len(validation) / len(training) / 3  # a forward pass takes a third of a step
     for epoch in range(first, args.epochs):
-        name = f"epoch {epoch + 1}/{args.epochs}"
-        epochs_after = args.epochs - epoch - 1
-        after = epochs_after * (1 + validating) + 2 * validating  # the best is scored once more
-        total = ""
-        if epoch == first and keeps_run(args):
-            total = f"{args.epochs - first} epoch{'s' * (epochs_after > 0)}"
         row = train_epoch(
             epoch, training, loss_of, optimizer, scaler, augmentation, ema, threshold,
-            Progress(name, 1 if args.dry_run else steps, device, False, after, total), args, world,
+            progress_of(epoch, first, steps, validating, args), args, world,
         )  # fmt: skip
         world.average_buffers(net)
         if ema is not None:

@@ -1,11 +1,14 @@
 """Makes the README's pictures, of a run and its evaluation, in pictures/.
 
-    python train.py --arch tiny
-    python train.py --evaluate runs/tiny/best.pt --explain bird-flying car-running ball-none
-    python -m tests.pictures runs/tiny
+    python train.py --arch efficientnet_lite0
+    python train.py --evaluate runs/efficientnet_lite0-demo/best.pt
+    python train.py --arch efficientnet_lite0 --image-size 256 --out runs/lite0-256
+    python train.py --evaluate runs/lite0-256/best.pt --explain bird-flying car-running ball-none
+    python -m tests.pictures runs/efficientnet_lite0-demo runs/lite0-256
 
-mish.png is the report's figure 5, from mish_kernel's closed forms. The others are the run's: charts
-with at most 256 colours, pages of frames as JPEG.
+mish.png is the report's figure 5, from mish_kernel's closed forms. The charts, with at most 256
+colours, and the predictions are the first run's, the explanations the second's; pages of frames are
+JPEG. adam.png is made by tests/study_adam.py.
 """
 
 import sys
@@ -51,13 +54,14 @@ def draw_mish(path):
 
 
 if __name__ == "__main__":
-    run, folder = Path(sys.argv[1]), Path(__file__).parents[1] / "pictures"
+    run, explained = map(Path, sys.argv[1:])
+    folder = Path(__file__).parents[1] / "pictures"
     draw_mish(folder / "mish.png")
     for chart in ("curves.png", "classes.png"):
         with Image.open(run / chart) as image:
             small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
         small.save(folder / chart, optimize=True)
-    for page in ("predictions", "explain"):
-        with Image.open(run / f"evaluate-val/{page}.png") as image:
+    for source, page in ((run, "predictions"), (explained, "explain")):
+        with Image.open(source / f"evaluate-val/{page}.png") as image:
             image.save(folder / f"{page}.jpg", quality=85)
     print(f"written: {', '.join(sorted(file.name for file in folder.iterdir()))}")

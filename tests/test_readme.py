@@ -25,6 +25,21 @@ def test_train_commands_parse(command):
     assert (args.evaluate or args.arch in model.ARCHITECTURES) and args.lr > 0
 
 
+def test_no_two_trainings_share_a_folder_and_evaluations_find_theirs():
+    """In the README's order, as a reader would go through it in one folder."""
+    folders = set()
+    for command in COMMANDS:
+        name, *flags = shlex.split(command)
+        if name != "train.py" or {"--benchmark", "--help"} & set(flags):
+            continue
+        args = train.parse_args(flags)
+        if args.evaluate:
+            assert {str(Path(file).parent) for file in args.evaluate} <= folders, command
+        elif not args.resume:
+            assert args.out not in folders, command
+            folders.add(args.out)
+
+
 def test_table_2_rows_are_the_reports_recipes():
     """Batch 24 x 3 for B7, 64 x 1 for SE-ResNeXt101; SGD .05, weight decay 5e-5, 224 px."""
     rows = re.findall(r"^\|.*\| `python (train\.py .*--data A2D/.*)` \|$", README, re.M)
