@@ -1006,18 +1006,19 @@ def train(args, world):
     if not whole:
         raise OSError(f"{args.out}/last.pt: the last epoch is not in it – make room, then --resume")
 
-    report_best(run, validation, view, args, world)
+    report_best(run, validation, frequency, view, args, world)
 
 
-def report_best(run, validation, view, args, world):
+def report_best(run, validation, frequency, view, args, world):
     """Score best.pt, print the table, write report.csv and the charts, say what the figure means.
     """
     state = world.first(run and checkpoint.load(run.folder / "best.pt"))
     probabilities = predict(restore(state, args.device), validation, view, args, world)
     if not run:
         return
-    report = score(probabilities, validation.labels, state["class_names"], state["frequency"],
-                   state["threshold"])  # fmt: skip
+    report = score(
+        probabilities, validation.labels, state["class_names"], frequency, state["threshold"]
+    )
     metrics.write_report_csv(run.folder / "report.csv", report)
     print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
     print(metrics.format_report(report, args.all_classes))
