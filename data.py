@@ -519,13 +519,18 @@ def _demo(spec):
     return demo.cached(*(int(n) for n in match.groups() if n))
 
 
+def is_drawn(spec) -> bool:
+    """Whether `--data` names the drawn scenes. A file called demo.csv is not them."""
+    return spec.partition(":")[0] == "demo"
+
+
 def load(spec, splits=("train", "val"), classes=None, keep=None) -> dict[str, Frames]:
     """Open what `--data` names: "demo", an A2D tree, a `.csv`, or a folder of images (split "all").
 
     classes  a checkpoint's class names: A2D's must equal them, a CSV is read with them
     raises   DataError with the problems of all splits together, frames in two splits among them
     """
-    drawn = spec.split(":")[0] == "demo"
+    drawn = is_drawn(spec)
     path = _demo(spec) if drawn else Path(spec)
     if not spec or not os.path.exists(path):
         raise DataError(

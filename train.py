@@ -205,17 +205,17 @@ def parse_args(argv=None, scratch=False):
     return resolve(parser, args, scratch)
 
 
-def data_name(args) -> str:
+def data_name(spec) -> str:
     """demo, A2D, or the name of a CSV, as run folders are called after it."""
-    if args.data.partition(":")[0] == "demo":
+    if data.is_drawn(spec):
         return "demo"
-    return Path(args.data).stem if args.data.lower().endswith(".csv") else "A2D"
+    return Path(spec).stem if spec.lower().endswith(".csv") else "A2D"
 
 
 def recipe_of(args, scratch) -> dict:
     """What is trained with, but for the flags: of the report, or of the drawn scenes."""
     recipe = REPORT | RECIPES.get(args.arch, {})
-    if data_name(args) == "demo":
+    if data.is_drawn(args.data):
         recipe |= DEMO | DEMO_RECIPES.get(args.arch, {})
         if args.arch != "tiny" and args.device.startswith("cuda"):
             recipe["epochs"] = DEMO_EPOCHS_ON_A_GPU
@@ -245,9 +245,9 @@ def resolve(parser, args, scratch):
     vars(args).setdefault("amp", "fp16" if on_cuda else "off")
     vars(args).setdefault("head_lr", args.lr)
     vars(args).setdefault("workers", 0 if args.cache != "off" else min(8, os.cpu_count() or 1))
-    args.out = args.out or (None if args.evaluate else f"runs/{args.arch}-{data_name(args)}")
+    args.out = args.out or (None if args.evaluate else f"runs/{args.arch}-{data_name(args.data)}")
     args.may_go_without = (
-        data_name(args) == "demo"
+        data.is_drawn(args.data)
         and args.weights == "imagenet"
         and "weights" not in given
         and not args.evaluate
@@ -1024,7 +1024,7 @@ def report_best(run, validation, frequency, view, args, world):
     print(metrics.format_report(report, args.all_classes))
     drawn = charts(run.folder, report, run.folder / "log.jsonl")
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
-    if data_name(args) == "demo" and args.weights == "none" and args.arch != "tiny":
+    if data.is_drawn(args.data) and args.weights == "none" and args.arch != "tiny":
         print(f"\n!! This began from RANDOM WEIGHTS: {metrics.format_zero(report)}.\n{LEARNING}")
 
 

@@ -669,6 +669,8 @@ def test_recipes_of_the_drawn_scenes():
     assert train.parse_args(["--arch", "resnet34"]).may_go_without
     for flags in ("--arch tiny", "--arch resnet34 --weights imagenet", "--data A2D/"):
         assert not train.parse_args(flags.split()).may_go_without
+    own = train.parse_args(["--data", "demo.csv"])  # a file, and not the drawn scenes
+    assert (own.image_size, own.optimizer, own.may_go_without) == (224, "sgd", False)
 
 
 DEMO = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --device cpu".split()
