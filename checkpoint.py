@@ -372,10 +372,10 @@ def fetch(arch, tag, path):
         ) from error
 
 
-def find_weights(arch, weights):
-    """(path, record or None, tag, sha256) of "imagenet", a tag of WEIGHTS, or a file.
+def locate_weights(arch, weights):
+    """(path, tag) of "imagenet", a tag of WEIGHTS, or a file, whose tag is its name.
 
-    The first two are downloaded into torch's hub cache if need be; a file is looked up by its hash.
+    The first two are downloaded into torch's hub cache if need be.
     raises  WeightsError; Unreachable: where the file is neither here nor to be had
     """
     tags = [tag for a, tag in WEIGHTS if a == arch]
@@ -392,7 +392,15 @@ def find_weights(arch, weights):
         raise WeightsError(
             f"weights {path}: no such file; published for {arch}: {', '.join(tags) or 'none'}"
         )
+    return path, tag
 
+
+def find_weights(arch, weights):
+    """(path, record or None, tag, sha256) of what locate_weights finds, known by its hash.
+
+    raises  WeightsError: also where the file is another network's, or damaged
+    """
+    path, tag = locate_weights(arch, weights)
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     for (a, t), record in WEIGHTS.items():
@@ -401,13 +409,13 @@ def find_weights(arch, weights):
             raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
         if right:
             return path, record, t, digest
-        published_name = os.path.basename(record.url)
-        if record.sha256 and os.path.basename(path) == published_name:
+        if record.sha256 and os.path.basename(path) == os.path.basename(record.url):
             raise WeightsError(
                 f"{path}: damaged or misnamed: its sha256 is {digest}, of the published file "
                 f"{record.sha256}; delete it and get it again"
             )
-    return path, WEIGHTS.get((arch, tag)), tag if tag in tags else "unlisted file", digest
+    record = WEIGHTS.get((arch, tag))
+    return path, record, tag if record else "unlisted file", digest
 
 
 # ------------------------------------------------------------------------------------ run folders
@@ -445,15 +453,14 @@ class Run:
             print(f"removed {stale}: a save that was cut short")
         last = self.folder / "last.pt"
         self.saved = load(last) if last.exists() else None
-        if self.saved and not resume:
-            if self.saved["epoch"]:
-                raise CheckpointError(
-                    f"{folder}: holds a run already – --resume continues it, another --out starts "
-                    "one"
-                )
-            self.saved = None  # a run that has not finished an epoch is no loss
-        elif resume and not self.saved:
+        if resume and not self.saved:
             print(f"{folder}: holds no run that could go on, so --resume starts one")
+        if self.saved and not resume and self.saved["epoch"]:
+            raise CheckpointError(
+                f"{folder}: holds a run already – --resume continues it, another --out starts one"
+            )
+        if not resume:
+            self.saved = None  # a run that has not finished an epoch is no loss
 
     def refuse_other_flags(self, flags: dict, free_to_change):
         """raises CheckpointError listing the flags that differ from the saved run's, old -> new."""

@@ -288,12 +288,16 @@ def report(scores, target, threshold, class_names, threshold_from="given", frequ
     return result
 
 
+def is_at_zero(report):
+    """Whether the F1 is less than a point above that of the constant answer."""
+    return report["samples"]["f1"] - report["constant"]["f1"] <= 0.01
+
+
 def format_zero(report):
     """One sentence that sets the F1 beside that of the constant answer."""
-    f1, constant = 100 * report["samples"]["f1"], report["constant"]
-    zero = 100 * constant["f1"]
-    always = f"always answering {constant['answer']}"
-    if f1 - zero <= 1:
+    f1, zero = 100 * report["samples"]["f1"], 100 * report["constant"]["f1"]
+    always = f"always answering {report['constant']['answer']}"
+    if is_at_zero(report):
         return f"F1 {f1:.1f} % is no better than {always}, {zero:.1f} %"
     return f"F1 {f1:.1f} %, where {always} has {zero:.1f} %"
 
@@ -341,7 +345,7 @@ def format_report(report, all_classes=False):
     text = f"{head}\n{table}\n\n{block(averages)}\n{totals}\n{block(headline)}"
     if constant and "loss" in report:
         text += f"\nloss {report['loss']:.4f}, of the constant answer {constant['loss']:.4f}"
-    if constant and report["samples"]["f1"] - constant["f1"] <= 0.01:
+    if constant and is_at_zero(report):
         text += f"\n{format_zero(report)}"
     return text
 

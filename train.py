@@ -200,9 +200,9 @@ def parse_args(argv=None, scratch=False):
     add("--benchmark", nargs="?", type=int, const=5, default=0, metavar="STEPS", help="time this "
         "many steps, and where timm is installed a plain program's with it; nothing is written")
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = parser.parse_args(argv)
+    args = resolve(parser, parser.parse_args(argv), scratch)
     args.argv = argv
-    return resolve(parser, args, scratch)
+    return args
 
 
 def data_name(spec) -> str:
@@ -217,9 +217,10 @@ def recipe_of(args, scratch) -> dict:
     recipe = REPORT | RECIPES.get(args.arch, {})
     if data.is_drawn(args.data):
         recipe |= DEMO | DEMO_RECIPES.get(args.arch, {})
-        if args.arch != "tiny" and args.device.startswith("cuda"):
+        published = args.arch != "tiny"
+        if published and args.device.startswith("cuda"):
             recipe["epochs"] = DEMO_EPOCHS_ON_A_GPU
-        if args.arch != "tiny" and (scratch or vars(args).get("weights") == "none"):
+        if published and (scratch or vars(args).get("weights") == "none"):
             recipe |= DEMO_SCRATCH
     if args.benchmark:
         recipe["weights"] = "none"  # on which times do not depend
@@ -229,7 +230,6 @@ def recipe_of(args, scratch) -> dict:
 def resolve(parser, args, scratch):
     """Fill in what the recipes decide, then refuse together all that cannot work."""
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    given.remove("argv")
     vars(args).setdefault("arch", None if "evaluate" in args else "seresnext101")
     vars(args).setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
     recipe = recipe_of(args, scratch)
@@ -864,7 +864,7 @@ def settle_weights(args, saved, world):
         missing = None
         if world.rank == 0:
             try:
-                checkpoint.find_weights(args.arch, "imagenet")
+                checkpoint.locate_weights(args.arch, "imagenet")
             except checkpoint.Unreachable as error:
                 missing = str(error)
         missing = world.first(missing)

@@ -25,6 +25,7 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from test_weights import unresolved
 
 import augment
 import checkpoint
@@ -674,10 +675,6 @@ def test_recipes_of_the_drawn_scenes():
 
 
 DEMO = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --device cpu".split()
-
-
-def unresolved(*arguments, **options):
-    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
 def test_without_network_the_scenes_are_learned_from_random_weights(
