@@ -1,22 +1,39 @@
-"""Does the suite notice a broken program? Plants one fault at a time and runs the tests near it.
+"""Does the suite notice a broken program? Plants one mistake at a time and runs the tests near it.
 
-    python -m tests.mutate                 # all faults, about ten minutes on two cores
-    python -m tests.mutate clip best       # those whose name has one of these words
+    python -m tests.mutate                          # the list below, about six minutes
+    python -m tests.mutate clip best                # those whose name has one of these words
+    python -m tests.mutate --random 100 --seed 0    # mechanical mistakes at random places
+    python -m tests.mutate --random 20 train.py     # of one module
 
-Each fault is planted in a copy of the project. Prints a Markdown table with the test that failed
-first, and ends with 1 if a fault went unnoticed or its text is no longer in the program.
+Each mistake is planted in a copy of the project; `--jobs` of them are tried at once. Prints a
+Markdown table with the test that failed first; those that none noticed stand again below it. Ends
+with 1 if one of the list went unnoticed or its text is no longer in the program.
+
+A random mistake is tried on every test file that imports its module, which takes minutes where none
+notices it. It may be no mistake (one less image in a chunk, a longer timeout): read the survivors.
 """
 
+import argparse
 import os
+import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.mutations import mutations
 
 ROOT = Path(__file__).resolve().parent.parent
+MODULES = ["train", "model", "mish_kernel", "augment", "data", "checkpoint", "metrics", "demo"]
+TEST_SECONDS = 150  # for one test, which is hung after it
+NOTHING = "**nothing**"
 # name, file, what stands there, what is put in its place, where the suite should notice
 FAULTS = [
     ("a window's gradient divided by K, not weighed by frames", "train.py",
@@ -255,40 +272,160 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def notices(name, file, old, new, tests):
-    """The first test that fails with the fault, "" if none does, None if the text is not there."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "project"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "runs", "venv", "*.png"))
-        text = (copy / file).read_text("utf-8")
-        if old not in text:
-            return None
-        (copy / file).write_text(text.replace(old, new, 1), "utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no"]
-        tests = tests.split()
-        command += [f"tests/{tests[0]}", *tests[1:]]
-        try:
-            done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300,
-                                  env=os.environ | {"A2D_DEMO_CACHE": folder}, check=False)
-        except subprocess.TimeoutExpired:
-            return "(hangs)"
-        found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", done.stdout, re.M)
-        return found[1].replace("|", "/") if found else "" if done.returncode == 0 else done.stdout
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    text: str | None  # of the file with the mistake; None: the place of it is gone
+    tests: list  # arguments of pytest
 
 
-def main(words):
-    chosen = [f for f in FAULTS if not words or any(word in f[0] for word in words)]
-    unnoticed, began = 0, time.monotonic()
-    print("| fault | in | noticed by |\n|---|---|---|")
-    for fault in chosen:
-        test = notices(*fault)
-        unnoticed += not test
-        shown = "**its text is gone**" if test is None else f"`{test}`" if test else "**nothing**"
-        print(f"| {fault[0]} | {fault[1]} | {shown} |", flush=True)
-    print(f"\n{len(chosen) - unnoticed} of {len(chosen)} faults noticed, "
-          f"{time.monotonic() - began:.0f} s")  # fmt: skip
-    return int(unnoticed > 0)
+def listed(words):
+    """The mutants of FAULTS whose name has one of the words; all without words."""
+    for name, file, old, new, tests in FAULTS:
+        if words and not any(word in name for word in words):
+            continue
+        text = (ROOT / file).read_text("utf-8")
+        changed = text.replace(old, new, 1) if old in text else None
+        test_file, *selection = tests.split()
+        yield Mutant(name, file, changed, [f"tests/{test_file}", *selection])
+
+
+def at_random(number, seed, files, tests):
+    """Mutants at places drawn evenly from all places of the files, in the order of the files;
+    tests is an expression of pytest's -k."""
+    places = []
+    for file in files:
+        text = (ROOT / file).read_text("utf-8")
+        places += [(file, *mutation) for mutation in mutations(text)]
+    chosen = sorted(random.Random(seed).sample(range(len(places)), min(number, len(places))))
+    for file, line, description, text in (places[i] for i in chosen):
+        arguments = [*importers(Path(file).stem), "-k", tests]
+        yield Mutant(f"line {line}: {description}", file, text, arguments)
+
+
+def importers(module):
+    """The test files that import the module, its own first."""
+    pattern = re.compile(rf"^(import|from) {module}\b", re.M)
+    files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda f: f.stem != f"test_{module}")
+    return [f"tests/{f.name}" for f in files if pattern.search(f.read_text("utf-8"))]
+
+
+class FirstFailure:
+    """A pytest plugin: the first failure ends the process, and so does a test that hangs."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def end(self, text):
+        self.file.write_text(text)
+        os._exit(1)
+
+    def pytest_runtest_logstart(self, nodeid):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        self.file.write_text(f"{nodeid} (hangs)")
+        signal.alarm(TEST_SECONDS)
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.end(report.nodeid)
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.end(f"{report.nodeid} (import)")
+
+    def pytest_sessionfinish(self, exitstatus):
+        if exitstatus not in (0, 1):
+            self.end(f"pytest ends with {int(exitstatus)}")
+        signal.alarm(0)
+        self.file.write_text("")
+
+
+def start(mutant, folder):
+    """The process that tries a mutant in a copy of the project, and leaves folder/first."""
+    copy, first = folder / "project", folder / "first"
+    left_out = shutil.ignore_patterns(".git", "runs", "venv", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    (copy / mutant.file).write_text(mutant.text, "utf-8")
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    with open(folder / "output", "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.chdir(copy)
+    os.environ["A2D_DEMO_CACHE"] = str(folder / "cache")
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+    sys.path = [str(copy), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    flags = ["-q", "--tb=short", "-p", "no:xdist", "--basetemp", str(folder / "temporary")]
+    try:
+        pytest.main([*flags, *mutant.tests], plugins=[FirstFailure(first)])
+    finally:
+        os._exit(0)
+    return None
+
+
+def tried(mutants, jobs):
+    """Yields (mutant, the test that noticed it, "" for none, None for a place that is gone)."""
+    running = {}
+    mutants = iter(mutants)
+    while True:
+        while len(running) < jobs and (mutant := next(mutants, None)):
+            if mutant.text is None:
+                yield mutant, None
+                continue
+            folder = Path(tempfile.mkdtemp(prefix="mutant-"))
+            running[start(mutant, folder)] = mutant, folder
+        if not running:
+            return
+        process, _ = os.wait()
+        mutant, folder = running.pop(process)
+        with suppress(ProcessLookupError):  # nothing that its tests started is left
+            os.killpg(process, signal.SIGKILL)
+        found = folder / "first"
+        yield mutant, found.read_text() if found.exists() else "(no test began)"
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("words", nargs="*", help="of names; with --random: files [all modules]")
+    parser.add_argument("--random", type=int, metavar="N", help="mechanical mistakes, drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws [0]")
+    parser.add_argument("-k", default="", help="with --random: which tests, as pytest's [all]")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at once [the cores]")
+    args = parser.parse_args(argv)
+    if args.random:
+        files = args.words or [f"{module}.py" for module in MODULES]
+        mutants = list(at_random(args.random, args.seed, files, args.k))
+    else:
+        mutants = list(listed(args.words))
+
+    # once, here, and not in each of the processes
+    import matplotlib.figure  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+    import timm  # noqa: F401
+    import torchvision  # noqa: F401
+
+    began, unnoticed = time.monotonic(), []
+    print("| mistake | in | noticed by |\n|---|---|---|")
+    for mutant, test in tried(mutants, args.jobs):
+        if not test:
+            unnoticed.append(mutant)
+        shown = "**its text is gone**" if test is None else NOTHING
+        if test:
+            shown = "`" + test.removeprefix("tests/").replace("|", "/") + "`"
+        print(f"| {mutant.name} | {mutant.file} | {shown} |", flush=True)
+    noticed = len(mutants) - len(unnoticed)
+    print(f"\n{noticed} of {len(mutants)} noticed, {time.monotonic() - began:.0f} s")
+    for mutant in unnoticed:
+        print(f"{NOTHING} noticed: {mutant.file} {mutant.name}")
+    return int(bool(unnoticed) and not args.random)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""train.py --evaluate: what it writes is computed anew, from the weights in the checkpoints."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from test_train import run
+
+import checkpoint
+import data
+import model
+import train
+from tests import plain
+
+pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
+
+ON_CPU = ["--device", "cpu", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def members(scenes, tmp_path_factory):
+    """Two checkpoints that have nothing in common but their classes: the first one's average is to
+    be scored, the second sees letterboxes of another size in other colours."""
+    folder = tmp_path_factory.mktemp("members")
+    torch.manual_seed(2)
+    net = model.create_model("tiny", 43)
+    own = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    checkpoint.save(folder / "start.pt", {"config": net.config, "model": net.state_dict(),
+                                          "input_config": net.input_config | own})  # fmt: skip
+    adam = ["--optimizer", "adam", "--lr", "0.003"]
+    assert run(scenes, folder / "a", *adam, "--ema", "0.9", "--epochs", "3") == 0
+    second = f"--image-size 48 --fit letterbox --seed 4 --weights {folder}/start.pt"
+    assert run(scenes, folder / "b", *adam, *second.split()) == 0
+    return [folder / "a/best.pt", folder / "b/best.pt"]
+
+
+@pytest.fixture(scope="module")
+def pictures(scenes):
+    """(names, their pictures' paths, labels (9, 43)) of the validation frames."""
+    dataset = data.A2D(scenes, "val")
+    return dataset.names, [f"{scenes}/pngs320H/{n}.png" for n in dataset.names], dataset.labels
+
+
+def probabilities(file, paths):
+    """(N, C) float64 of a checkpoint's network on pictures, from its average where it has one."""
+    state = checkpoint.load(file)
+    weights = state["model"] if state["average"] is None else state["average"]
+    weights = {k: v.double() for k, v in weights.items()}
+    inputs, fit = state["input_config"], state["args"]["fit"]
+    images = [plain.view(plain.read(path), inputs["size"], fit, inputs["mean"], inputs["std"])
+              for path in paths]  # fmt: skip
+    return plain.tiny(weights, torch.stack(images)).sigmoid()
+
+
+def evaluate(out, *flags):
+    return train.main(["--evaluate", *map(str, flags), *ON_CPU, "--out", str(out)])
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_predictions(path, names, expected, threshold, labels=None):
+    rows = table(path)
+    assert [row["name"] for row in rows] == list(names)
+    for i, row in enumerate(rows):
+        # four digits, of float32
+        shown = torch.tensor([float(row[name]) for name in data.CLASSES], dtype=torch.float64)
+        assert torch.allclose(shown, expected[i], atol=6e-5)
+        predicted = [c for c in range(43) if expected[i][c] >= threshold]
+        assert row["predicted"] == "|".join(data.CLASSES[c] for c in predicted)
+        truth = [] if labels is None else [c for c in range(43) if labels[i][c]]
+        assert row["labels"] == "|".join(data.CLASSES[c] for c in truth)
+
+
+def sklearns(predicted, labels, average="samples"):
+    *scores, _ = sklearn.metrics.precision_recall_fscore_support(
+        labels.bool(), predicted, average=average, zero_division=0
+    )
+    return scores
+
+
+def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
+    """Of the average, at the threshold that validation in training chose."""
+    names, paths, labels = pictures
+    assert evaluate(tmp_path, members[0], "--data", scenes) == 0
+    state, expected = checkpoint.load(members[0]), probabilities(members[0], paths)
+    raw = {k: v.double() for k, v in state["model"].items()}
+    images = torch.stack([plain.view(plain.read(path), 32) for path in paths])
+    assert (plain.tiny(raw, images).sigmoid() - expected).abs().max() > 1e-3
+    threshold = state["threshold"]
+    check_predictions(tmp_path / "predictions.csv", names, expected, threshold, labels)
+
+    predicted = expected >= threshold
+    printed = capsys.readouterr().out
+    percent = [f"{100 * score:.1f}" for score in sklearns(predicted, labels)]
+    at = f"mean over images, >= {threshold:.3g} (validation in training)"
+    assert re_line(printed, at)[-3:] == percent
+    assert re_line(printed, f"{members[0]} (tiny, epoch {state['epoch']})")[-5:] == [
+        "1.00", f"{threshold:.2f}", *percent
+    ]  # fmt: skip
+    per_class = zip(*sklearns(predicted, labels, None), strict=True)
+    for row, scores in zip(table(tmp_path / "report.csv"), per_class, strict=True):
+        assert [float(row[k]) for k in ("precision", "recall", "f1")] == pytest.approx(list(scores))
+        c = data.CLASSES.index(row["name"])
+        assert (int(row["support"]), int(row["predicted"])) == (
+            labels[:, c].sum(), predicted[:, c].sum()
+        )  # fmt: skip
+        if labels[:, c].any():
+            ap = sklearn.metrics.average_precision_score(labels[:, c], expected[:, c])
+            assert float(row["ap"]) == pytest.approx(ap)
+        else:
+            assert row["ap"] == ""
+    constant = checkpoint.load(members[0])["frequency"].double().clamp(1e-4, 1 - 1e-4)
+    loss = torch.nn.functional.binary_cross_entropy(expected, labels.double())
+    of_constant = torch.nn.functional.binary_cross_entropy(
+        constant.expand(9, -1), labels.double()
+    )
+    assert f"loss {loss:.4f}, of the constant answer {of_constant:.4f}" in printed
+
+
+def re_line(text, start):
+    (line,) = (line for line in text.splitlines() if line.startswith(start))
+    return line.split()
+
+
+def test_a_blend_of_members_that_see_differently(scenes, members, pictures, tmp_path, capsys):
+    """Each member's own size, colours and fit; the mean of their thresholds."""
+    names, paths, labels = pictures
+    assert evaluate(tmp_path, *members, "--data", scenes) == 0
+    a, b = (probabilities(file, paths) for file in members)
+    assert (a - b).abs().max() > 0.02
+    thresholds = [checkpoint.load(file)["threshold"] for file in members]
+    threshold = sum(thresholds) / 2
+    check_predictions(tmp_path / "predictions.csv", names, (a + b) / 2, threshold, labels)
+    printed = capsys.readouterr().out
+    for start, weight, at, scores in (
+        (f"{members[0]} ", "0.50", thresholds[0], a), (f"{members[1]} ", "0.50", thresholds[1], b),
+        ("blend", "1.00", threshold, (a + b) / 2),
+    ):  # fmt: skip
+        percent = [f"{100 * score:.1f}" for score in sklearns(scores >= at, labels)]
+        assert re_line(printed, start)[-5:] == [weight, f"{at:.2f}", *percent]
+
+
+def test_a_blend_of_a_file_has_its_weights_and_threshold(scenes, members, pictures, tmp_path):
+    names, paths, labels = pictures
+    weights = dict(zip(map(str, members), (0.8, 0.2), strict=True))
+    other_order = {str(file): weights[str(file)] for file in reversed(members)}
+    blend = tmp_path / "blend.json"
+    blend.write_text(json.dumps({"weights": other_order, "threshold": 0.123}))
+    assert evaluate(tmp_path / "out", *members, "--data", scenes, "--blend", blend) == 0
+    a, b = (probabilities(file, paths) for file in members)
+    expected = 0.8 * a + 0.2 * b
+    check_predictions(tmp_path / "out/predictions.csv", names, expected, 0.123, labels)
+
+
+def test_a_fitted_blend_is_the_best_of_its_grid(scenes, members, pictures, tmp_path, capsys):
+    names, paths, labels = pictures
+    assert evaluate(tmp_path, *members, "--data", scenes, "--blend", "fit") == 0
+    kept = json.loads((tmp_path / "blend.json").read_text())
+    a, b = (probabilities(file, paths) for file in members)
+    w, v = (kept["weights"][str(file)] for file in members)
+    expected = w * a + v * b
+    check_predictions(tmp_path / "predictions.csv", names, expected, kept["threshold"], labels)
+
+    mixtures = [k / 20 * a + (1 - k / 20) * b for k in range(21)]
+    highest = max(plain.best_f1(mixture, labels)[1] for mixture in mixtures)
+    assert plain.best_f1(expected, labels) == pytest.approx((kept["threshold"], highest))
+    percent = [f"{100 * score:.1f}" for score in sklearns(expected >= kept["threshold"], labels)]
+    at = f"mean over images, >= {kept['threshold']:.3g} (these frames)"
+    assert re_line(capsys.readouterr().out, at)[-3:] == percent
+
+
+def test_split_names_the_frames_that_are_scored(members, scenes, tmp_path):
+    """--split: the rows of that split, in their order, and no others."""
+    names = sorted((scenes / "pngs320H").rglob("*.png"))[:6]
+    lines = ["path,labels,split"]
+    for i, (name, split) in enumerate(zip(names, "train val test test val test".split(),
+                                          strict=True)):  # fmt: skip
+        shutil.copy(name, tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,cat-eating,{split}")
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    for split, rows in (("test", "235"), ("val", "14"), ("train", "0")):
+        flags = ["--data", tmp_path / "own.csv", "--split", split]
+        assert evaluate(tmp_path / split, members[0], *flags) == 0
+        paths = [tmp_path / f"{i}.png" for i in rows]
+        threshold = checkpoint.load(members[0])["threshold"]
+        labels = torch.zeros(len(rows), 43)
+        labels[:, data.CLASSES.index("cat-eating")] = 1
+        check_predictions(tmp_path / split / "predictions.csv", [f"{i}.png" for i in rows],
+                          probabilities(members[0], paths), threshold, labels)  # fmt: skip
+
+
+def page(frames, captions, columns):
+    """The picture of frames above their captions: cells of 288 by 164 and 12 a line."""
+    lines = max(map(len, captions))
+    rows = -(-len(frames) // columns)
+    cell = 164 + 12 * lines + 8
+    sheet = Image.new("RGB", (288 * columns, cell * rows), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
+        left, top = 288 * (k % columns), cell * (k // columns)
+        if frame is not None:
+            sheet.paste(ImageOps.contain(frame, (280, 160)), (left + 4, top + 4))
+        for n, (text, colour) in enumerate(caption):
+            place = (left + 4, top + 164 + 12 * n)
+            pen.text(place, text, colour, font=ImageFont.load_default())
+    return np.asarray(sheet)
+
+
+def caption(probability, predicted, truth):
+    """Predicted labels, the likeliest first, right ones green; then the missed ones, grey."""
+    ranked = sorted(range(43), key=lambda c: -probability[c])
+    lines = [(f"{data.CLASSES[c]} {probability[c]:.0%}", "green" if truth[c] else "red")
+             for c in ranked if predicted[c]]  # fmt: skip
+    missed = [(f"missed: {data.CLASSES[c]}", "gray") for c in ranked
+              if truth[c] and not predicted[c]]  # fmt: skip
+    return (lines + missed)[:4]
+
+
+def test_the_page_shows_what_was_right_and_what_was_missed(scenes, members, pictures, tmp_path):
+    names, paths, labels = pictures
+    blend = tmp_path / "blend.json"
+    scores = probabilities(members[0], paths)
+    threshold = scores.flatten().sort().values[-14].item() - 1e-4  # 14 of 9 x 43 are predicted
+    weights = {str(members[0]): 1.0, str(members[1]): 0.0}
+    blend.write_text(json.dumps({"weights": weights, "threshold": threshold}))
+    assert evaluate(tmp_path, *members, "--data", scenes, "--blend", blend) == 0
+    captions = [caption(scores[i], scores[i] >= threshold, labels[i]) for i in range(9)]
+    colours = {colour for lines in captions for _, colour in lines}
+    assert colours == {"green", "red", "gray"}
+    expected = page([Image.open(path).convert("RGB") for path in paths], captions, 6)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "predictions.png")), expected)
+
+
+def test_unlabelled_pictures_have_green_captions(scenes, members, tmp_path):
+    names = sorted(path.relative_to(scenes / "pngs320H").as_posix()
+                   for path in (scenes / "pngs320H").rglob("*.png"))  # fmt: skip
+    paths = [scenes / "pngs320H" / name for name in names]
+    assert evaluate(tmp_path, members[0], "--data", scenes / "pngs320H") == 0
+    threshold = checkpoint.load(members[0])["threshold"]
+    expected = probabilities(members[0], paths)
+    check_predictions(tmp_path / "predictions.csv", names, expected, threshold)
+    shown = range(31)[:24]  # every frame, up to 24
+    captions = [caption(expected[i], expected[i] >= threshold, expected[i] >= threshold)
+                for i in shown]  # fmt: skip
+    frames = [Image.open(paths[i]).convert("RGB") for i in shown]
+    ours = np.asarray(Image.open(tmp_path / "predictions.png"))
+    assert np.array_equal(ours, page(frames, captions, 6))
+
+
+def test_an_explanation_is_of_the_likeliest_frames(scenes, members, pictures, tmp_path):
+    """A row a class: its six likeliest frames, the likeliest first, and whether they have it."""
+    names, paths, labels = pictures
+    blend = tmp_path / "blend.json"
+    weights = {str(members[0]): 0.0, str(members[1]): 1.0}
+    blend.write_text(json.dumps({"weights": weights, "threshold": 0.5}))
+    commonest = data.CLASSES[int(labels.sum(0).argmax())]
+    classes = [commonest, "bird-flying"]
+    flags = ["--data", scenes, "--explain", *classes, "--blend", blend]
+    assert evaluate(tmp_path, *members, *flags) == 0
+    scores = probabilities(members[1], paths)
+    captions, order = [], []
+    for name in classes:
+        c = data.CLASSES.index(name)
+        for i in scores[:, c].argsort(descending=True)[:6].tolist():
+            captions.append([(f"{name} {scores[i, c]:.0%}", "green" if labels[i, c] else "red")])
+            order.append(paths[i])
+    assert {line[0][1] for line in captions} == {"green", "red"}
+    ours = np.asarray(Image.open(tmp_path / "explain.png"))
+    expected = page([Image.open(path).convert("RGB") for path in order], captions, 6)
+    assert ours.shape == expected.shape == (2 * 184, 6 * 288, 3)
+    for row in range(2):
+        top = 184 * row
+        assert np.array_equal(ours[top + 164 : top + 184], expected[top + 164 : top + 184])
+        for column in range(6):  # a frame's own picture, under a heat that differs by its place
+            cell = (slice(top, top + 164), slice(288 * column, 288 * column + 288))
+            a, b = (picture[cell].astype(float).mean(2).flatten() for picture in (ours, expected))
+            assert np.corrcoef(a, b)[0, 1] > 0.5
+
+
+def test_a_checkpoint_of_two_classes_scores_its_own(tmp_path):
+    """Classes are in the order of classes.txt, and a label's column is its name's."""
+    lines = ["path,labels,split"]
+    for i in range(8):
+        Image.new("RGB", (40, 40), (250 * (i % 2), 0, 250 * (1 - i % 2))).save(
+            tmp_path / f"{i}.png"
+        )
+        lines.append(f"{i}.png,{('zebra', 'ant')[i % 2]},{'train' if i < 4 else 'val'}")
+    (tmp_path / "classes.txt").write_text("zebra\nant\n")
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    flags = "--augment none --epochs 40 --optimizer adamw --lr 0.01 --dropout 0".split()
+    assert run(tmp_path / "own.csv", tmp_path / "run", *flags) == 0
+    best = checkpoint.load(tmp_path / "run/best.pt")
+    assert best["class_names"] == ["zebra", "ant"] and best["best"]["f1"] == 1
+    assert evaluate(tmp_path, tmp_path / "run/best.pt", "--data", tmp_path / "own.csv") == 0
+    for i, row in enumerate(table(tmp_path / "predictions.csv"), 4):
+        assert row["name"] == f"{i}.png"
+        assert row["predicted"] == row["labels"] == ("zebra", "ant")[i % 2]

@@ -1,0 +1,469 @@
+"""Every flag of training has the effect that a plain training, written with torch alone, has.
+
+Each case is one run of the command line on 22 frames: its weights, its average and its log are
+compared with tests/plain.py's. What a flag does elsewhere is named in ELSEWHERE.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from test_train import run
+
+import augment
+import checkpoint
+import data
+import model
+import train
+from tests import plain
+
+pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
+
+LR = 0.02  # SMALL's
+ETA_MIN = 5e-6
+N, BATCH, STEPS = 22, 8, 3  # frames, SMALL's batch, steps an epoch
+
+
+def cosine(step, t_max=150, lr=LR):
+    return ETA_MIN + (lr - ETA_MIN) * (1 + math.cos(math.pi * step / t_max)) / 2
+
+
+def both(rates):
+    """Backbone and head at the same rates."""
+    return [(rate, rate) for rate in rates]
+
+
+def head_at(head_lr):
+    """The cosine's rates, and the head's, which have the same factor."""
+    return [(cosine(step), head_lr * cosine(step) / LR) for step in range(STEPS)]
+
+
+# flags, [(rate of backbone and head in each step) of each epoch], what plain.Training is made with
+CASES = {
+    "--optimizer sgd": ("--weight-decay 0.1", [both(map(cosine, range(3)))], {"decay": 0.1}),
+    "--optimizer adam": (
+        "--optimizer adam --lr 0.001 --weight-decay 0.1",
+        [both(cosine(s, lr=0.001) for s in range(3))],
+        {"make": torch.optim.Adam, "decay": 0.1},
+    ),
+    "--optimizer adamw": (
+        "--optimizer adamw --lr 0.001 --weight-decay 0.1",
+        [both(cosine(s, lr=0.001) for s in range(3))],
+        {"make": torch.optim.AdamW, "decay": 0.1},
+    ),
+    "--lr": ("--lr 0.003", [both(cosine(s, lr=0.003) for s in range(3))], {}),
+    "--head-lr": ("--head-lr 0.1", [head_at(0.1)], {}),
+    "--clip-grad": ("--clip-grad 0.05", [both(map(cosine, range(3)))], {"clip": 0.05}),
+    "--batch-size": ("--batch-size 5", [both(map(cosine, range(5)))], {}),
+    "--accumulate": ("--accumulate 2", [both(map(cosine, range(2)))], {}),
+    "--pos-weight": ("--pos-weight 6", [both(map(cosine, range(3)))], {}),
+    "--epochs": (
+        "--epochs 2", [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {},
+    ),
+    "--freeze-backbone": (
+        "--freeze-backbone 1 --epochs 2",
+        [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {},
+    ),
+    "--freeze-bn": ("--freeze-bn", [both(map(cosine, range(3)))], {"freeze_bn": True}),
+    "--ema": ("--ema 0.2", [both(map(cosine, range(3)))], {"ema": 0.2}),
+    "--t-max": ("--t-max 2", [both(cosine(s, 2) for s in range(3))], {}),
+    "--t-max 0": ("--t-max 0 --epochs 2", [both(cosine(s, 6) for s in range(3)),
+                                           both(cosine(s, 6) for s in range(3, 6))], {}),
+    "--milestones": (
+        "--schedule multistep --milestones 1 --epochs 2", [both([LR] * 3), both([LR / 4] * 3)], {},
+    ),
+    "--schedule two-stage": (
+        "--schedule two-stage --milestones 1 --epochs 3",
+        [both(map(cosine, range(3))), both([LR / 10] * 3), both([LR / 40] * 3)], {},
+    ),
+    "--warmup": (
+        "--warmup 1 --schedule multistep --milestones 9 --epochs 2",
+        [both([LR / 4, LR / 2, 3 * LR / 4]), both([LR] * 3)], {},
+    ),
+    "--seed": ("--seed 3 --epochs 2",
+               [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {}),
+    "--head": ("--head linear", [both(map(cosine, range(3)))], {}),
+    "--dropout": ("--dropout 0.3 --epochs 2",
+                  [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {}),
+    "--image-size": ("--image-size 48", [both(map(cosine, range(3)))], {}),
+    "--fit": ("--fit letterbox", [both(map(cosine, range(3)))], {}),
+    "--augment flip": ("--augment flip", [both(map(cosine, range(3)))], {}),
+    "--augment report": ("--augment report", [both(map(cosine, range(3)))], {}),
+    "--without": (
+        "--augment report --without crop rotate hsv", [both(map(cosine, range(3)))], {},
+    ),
+    "--with": ("--augment report --with vflip sharpen", [both(map(cosine, range(3)))], {}),
+    "--labels": ("--augment report --labels frame", [both(map(cosine, range(3)))], {}),
+    "--amp": ("--amp bf16", [both(map(cosine, range(3)))], {}),
+    "--checkpoint-activations": ("--checkpoint-activations", [both(map(cosine, range(3)))], {}),
+    "--workers": ("--workers 1 --cache off", [both(map(cosine, range(3)))], {}),
+}  # fmt: skip
+TESTS = Path(__file__).parent
+# What no case above shows, and the test that does.
+ELSEWHERE = {
+    "--arch": "test_train.py test_recipes_of_the_drawn_scenes",
+    "--weights": "test_flags.py test_weights_of_a_file",
+    "--sync-bn": "test_train.py test_wrong_flags_are_refused",  # it needs several GPUs
+    "--data": "test_train.py test_train_and_evaluate_own_classes",
+    "--split": "test_evaluate.py test_split",
+    "--cache": "test_train.py test_frames_kept_on_the_device",
+    "--compile": "test_train.py test_a_resumed_run_ends",
+    "--deterministic": "test_flags.py test_deterministic",
+    "--device": "test_train.py test_no_step_waits_for_a_pretended_gpu",
+    "--out": "test_train.py test_run_folders_are_called",
+    "--resume": "test_flags.py test_a_resume_goes_on",
+    "--evaluate": "test_evaluate.py test_scores",
+    "--blend": "test_evaluate.py test_a_blend",
+    "--explain": "test_evaluate.py test_an_explanation",
+    "--all-classes": "test_train.py test_every_report_has_the_constant_answer",
+    "--dry-run": "test_train.py test_dry_run",
+    "--benchmark": "test_train.py test_benchmark",
+}
+
+
+def test_no_flag_is_left_out(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--help"])
+    flags = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.M))
+    shown = {word for name, (given, *_) in CASES.items() for word in f"{name} {given}".split()}
+    shown = {word for word in shown if word.startswith("--")}
+    assert flags == shown | ELSEWHERE.keys()
+    for flag, place in ELSEWHERE.items():
+        file, test = place.split()
+        assert f"def {test}" in (TESTS / file).read_text(), flag
+
+
+@pytest.fixture(scope="module")
+def frames(scenes):
+    """split -> (levels of each frame, labels (N, 43), the data set)."""
+    found = {}
+    for split in ("train", "val"):
+        dataset = data.A2D(scenes, split)
+        levels = [plain.read(scenes / "pngs320H" / f"{name}.png") for name in dataset.names]
+        found[split] = levels, dataset.labels, dataset
+    return found
+
+
+def options(flags):
+    """The flags that say what the network sees, as the oracle takes them."""
+    given = flags.split()
+
+    def after(flag, default):
+        return given[given.index(flag) + 1] if flag in given else default
+
+    return {
+        "size": int(after("--image-size", 32)), "fit": after("--fit", "squash"),
+        "seed": int(after("--seed", 0)), "batch": int(after("--batch-size", BATCH)),
+        "accumulate": int(after("--accumulate", 1)), "augment": after("--augment", "none"),
+        "labels": after("--labels", "visible"), "without": following(given, "--without"),
+        "extra": following(given, "--with"), "dropout": float(after("--dropout", 0)),
+    }  # fmt: skip
+
+
+def following(given, flag):
+    if flag not in given:
+        return ()
+    names = []
+    for word in given[given.index(flag) + 1 :]:
+        if word.startswith("--"):
+            break
+        names.append(word)
+    return names
+
+
+def batches(frames, epoch, seen):
+    """What plain.Training.epoch takes: the images and labels of each window's micro-batches."""
+    levels, labels, dataset = frames["train"]
+    colours = seen.get("mean", plain.IMAGENET[0]), seen.get("std", plain.IMAGENET[1])
+    views = [plain.view(frame, seen["size"], seen["fit"], *colours) for frame in levels]
+    views = torch.stack(views)
+    order = data.order(N, seen["seed"], epoch)
+    torch.manual_seed(seen["seed"] + epoch)  # the report reseeds, and dropout alone draws from it
+    micro, result = 0, []
+    for window in plain.windows(order, seen["batch"], seen["accumulate"]):
+        part = []
+        for rows in window:
+            draws = augment.generator(seen["seed"], epoch, micro)
+            images, wanted = views[rows], labels[rows]
+            if seen["augment"] == "flip":
+                drawn = torch.rand(len(rows), generator=draws) < 0.5
+                images = torch.where(drawn[:, None, None, None], images.flip(3), images)
+            if seen["augment"] == "report":
+                images, wanted = reported(dataset, rows, draws, seen)
+            kept = F.dropout(torch.ones(len(rows), 256), seen["dropout"])
+            part.append((images, wanted, kept))
+            micro += 1
+        result.append(part)
+    return result
+
+
+def reported(dataset, rows, draws, seen):
+    """The rows under the report's augmentation, which test_augment.py compares with others'."""
+    batch = data.collate([dataset[i] for i in rows])
+    transform = augment.ReportAugment(
+        seen["size"], *plain.IMAGENET, without=seen["without"], extra=seen["extra"],
+        labels=seen["labels"],
+    )  # fmt: skip
+    return transform(batch.frames, draws, batch.labels, batch.label_maps, batch.sizes)
+
+
+def positive_weights(labels, cap):
+    """Negatives over positives of the training frames, at most cap; a class without positives has
+    the cap."""
+    positives = labels.sum(0)
+    return ((len(labels) - positives) / positives).clamp(max=cap)
+
+
+def change(after, before):
+    """What training has made of the parameters, as one vector."""
+    names = [k for k in sorted(before) if before[k].is_floating_point()]
+    return torch.cat([(after[k].detach().double() - before[k].double()).flatten() for k in names])
+
+
+def away(ours, theirs, before):
+    """The distance of two trained weights from each other, in parts of the way both went."""
+    expected = change(theirs, before)
+    return ((change(ours, before) - expected).norm() / expected.norm()).item()
+
+
+# float32 against float64. Where rounding moves the place of a maximum or the sign before a ReLU,
+# three steps end 1e-3 of the way apart, else 1e-6; bf16, of 8 bits, 3e-3. What a flag does, and
+# what a forgotten momentum, decay or weight would, is a tenth of the way or more.
+CLOSE, CLOSE_BF16 = 5e-3, 2e-2
+
+
+def begin(frames, seed=0, head="mish"):
+    """The weights before the first step: random, the last bias from the training labels."""
+    torch.manual_seed(seed)
+    start = model.create_model("tiny", 43, head).state_dict()
+    frequency = frames["train"][1].double().mean(0)
+    bias = "head.bias" if head == "linear" else "head.3.bias"
+    start[bias] = frequency.clamp(1e-4, 1 - 1e-4).logit().float()
+    return start
+
+
+def validation_loss(frames, weights, seen):
+    levels, labels, _ = frames["val"]
+    images = torch.stack([plain.view(frame, seen["size"], seen["fit"]) for frame in levels])
+    return plain.cross_entropy(plain.tiny(weights, images), labels.double()).mean().item()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_run_is_the_plain_training(scenes, frames, tmp_path, name):
+    flags, rates, given = CASES[name]
+    seen = options(flags)
+    command = "--augment none --epochs 1 --weight-decay 0".split()
+    if name != "--head":
+        command += ["--dropout", "0"]
+    assert run(scenes, tmp_path / "run", *command, *flags.split()) == 0
+
+    start = begin(frames, seen["seed"], "linear" if name == "--head" else "mish")
+    if name == "--pos-weight":
+        given = given | {"pos_weight": positive_weights(frames["train"][1], 6)}
+    training = plain.Training(start, **given)
+    rows = []
+    for epoch, rate in enumerate(rates):
+        frozen = name == "--freeze-backbone" and epoch == 0
+        rows.append(training.epoch(batches(frames, epoch, seen), rate, frozen))
+
+    close = CLOSE_BF16 if name == "--amp" else CLOSE
+    last = checkpoint.load(tmp_path / "run/last.pt")
+    assert away(last["model"], training.weights, start) < close
+    assert (last["average"] is None) == (training.average is None)
+    if training.average:
+        assert away(last["average"], training.average, start) < close
+        assert away(last["average"], training.weights, start) > 0.05
+    log = checkpoint.read_log(tmp_path / "run/log.jsonl")
+    for logged, expected in zip(log, rows, strict=True):
+        assert logged["lr"] == pytest.approx(expected["lr"], rel=1e-6)
+        assert logged["loss"] == pytest.approx(expected["loss"], rel=close)
+        assert logged["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=5 * close)
+    expected = validation_loss(frames, training.scored(), seen)
+    assert log[-1]["val_loss"] == pytest.approx(expected, rel=close)
+
+
+def test_a_resume_goes_on_where_the_run_was(scenes, frames, tmp_path):
+    """Momentum, the average and its number of steps are those of the first epoch, and so is the
+    threshold at which the augmented frames are scored."""
+    flags = "--augment none --dropout 0 --weight-decay 0 --ema 0.9".split()
+    assert run(scenes, tmp_path, *flags, "--epochs", "1") == 0
+    assert run(scenes, tmp_path, *flags, "--epochs", "2", "--resume", "override") == 0
+    seen, start = options(""), begin(frames)
+    training = plain.Training(start, ema=0.9)
+    for epoch in (0, 1):
+        rates = both(cosine(3 * epoch + step) for step in range(3))
+        training.epoch(batches(frames, epoch, seen), rates)
+    last = checkpoint.load(tmp_path / "last.pt")
+    assert away(last["model"], training.weights, start) < CLOSE
+    assert away(last["average"], training.average, start) < CLOSE
+    assert last["averaged"] == 6
+    for state, name in zip(last["optimizer"]["state"].values(), training.trained, strict=False):
+        momentum = training.optimizer.state[training.weights[name]]["momentum_buffer"]
+        assert torch.allclose(state["momentum_buffer"].double(), momentum, rtol=0.05, atol=1e-4)
+
+    first, second = checkpoint.read_log(tmp_path / "log.jsonl")
+    labels = frames["train"][1][data.order(N, 0, 1)].bool()
+    predicted = training.probabilities >= first["threshold"]
+    hits = (predicted & labels).sum(1).double()
+    expected = {
+        "precision": hits / predicted.sum(1).clamp(min=1), "recall": hits / labels.sum(1),
+        "f1": 2 * hits / (predicted.sum(1) + labels.sum(1)),
+    }  # fmt: skip
+    for name, values in expected.items():
+        # a probability beside the threshold may fall on its other side: one label of 22 frames
+        assert second[name] == pytest.approx(values.mean().item(), abs=0.02), name
+    assert first["f1"] == 0 < second["f1"] - 0.05
+
+
+def test_an_average_that_a_resume_adds_begins_with_its_weights(scenes, frames, tmp_path):
+    flags = "--augment none --dropout 0 --weight-decay 0".split()
+    assert run(scenes, tmp_path, *flags, "--epochs", "1") == 0
+    assert run(scenes, tmp_path, *flags, "--epochs", "2", "--resume", "override",
+               "--ema", "0.9") == 0  # fmt: skip
+    seen, start = options(""), begin(frames)
+    training = plain.Training(start)
+    training.epoch(batches(frames, 0, seen), both(map(cosine, range(3))))
+    training.ema = 0.9
+    training.epoch(batches(frames, 1, seen), both(map(cosine, range(3, 6))))
+    last = checkpoint.load(tmp_path / "last.pt")
+    assert away(last["average"], training.average, start) < CLOSE
+
+
+def test_weights_of_a_file_are_trained_in_its_own_colours(scenes, frames, tmp_path):
+    """--weights: backbone, head and what the pictures are normalised by are the file's; the last
+    bias is the training labels'."""
+    torch.manual_seed(5)
+    net = model.create_model("tiny", 43)
+    colours = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    state = {"config": net.config, "model": net.state_dict(),
+             "input_config": net.input_config | colours}  # fmt: skip
+    checkpoint.save(tmp_path / "theirs.pt", state)
+    flags = "--augment none --dropout 0 --weight-decay 0 --epochs 1".split()
+    assert run(scenes, tmp_path / "run", *flags, "--weights", str(tmp_path / "theirs.pt")) == 0
+
+    start = net.state_dict() | {"head.3.bias": begin(frames)["head.3.bias"]}
+    assert all(torch.equal(value, start[name]) for name, value in checkpoint.load(
+        tmp_path / "run/last.prev.pt")["model"].items())  # fmt: skip
+    seen = options("") | colours
+    training = plain.Training(start)
+    training.epoch(batches(frames, 0, seen), both(map(cosine, range(3))))
+    last = checkpoint.load(tmp_path / "run/last.pt")
+    assert away(last["model"], training.weights, start) < CLOSE
+    assert last["input_config"] == {"size": 32, "interpolation": "bilinear"} | colours
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_deterministic_is_asked_of_torch(scenes, tmp_path, given):
+    flags = ["--deterministic"] * given
+    assert run(scenes, tmp_path, *flags, "--epochs", "1") == 0
+    assert torch.are_deterministic_algorithms_enabled() == given
+    assert torch.backends.cudnn.benchmark == (not given)
+
+
+def saved_bytes(function):
+    """What a function's forward passes keep for their backward passes."""
+    sizes = []
+
+    def keep(tensor):
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function()
+    return sum(sizes)
+
+
+def test_checkpointed_activations_are_not_kept(scenes, tmp_path):
+    flags = "--augment none --epochs 1 --batch-size 22".split()
+    all_of_them = saved_bytes(lambda: run(scenes, tmp_path / "a", *flags))
+    some = saved_bytes(lambda: run(scenes, tmp_path / "b", *flags, "--checkpoint-activations"))
+    assert 0 < some < all_of_them / 2
+
+
+# ------------------------------------------------------------------ what a run derives and keeps
+
+
+@pytest.fixture(scope="module")
+def averaged(scenes, tmp_path_factory):
+    """The folder of two epochs of which an average is scored."""
+    out = tmp_path_factory.mktemp("averaged")
+    assert run(scenes, out, "--ema", "0.9", "--lr", "0.3") == 0
+    return out
+
+
+def test_the_log_and_the_best_are_of_the_average_on_validation_frames(averaged, frames):
+    last = checkpoint.load(averaged / "last.pt")
+    row = checkpoint.read_log(averaged / "log.jsonl")[-1]
+    levels, labels, _ = frames["val"]
+    images = torch.stack([plain.view(frame, 32) for frame in levels])
+    weights = {k: v.double() for k, v in last["average"].items()}
+    probabilities = plain.tiny(weights, images).sigmoid()
+    threshold, f1 = plain.best_f1(probabilities, labels)
+    assert row["threshold"] == last["threshold"] == threshold
+    assert row["val_f1"] == pytest.approx(f1, abs=1e-6)
+    loss = F.binary_cross_entropy(probabilities, labels.double()).item()
+    assert row["val_loss"] == pytest.approx(loss, rel=1e-5)
+    others = plain.tiny({k: v.double() for k, v in last["model"].items()}, images).sigmoid()
+    assert (others - probabilities).abs().max() > 1e-3  # the raw weights would score otherwise
+
+    log = checkpoint.read_log(averaged / "log.jsonl")
+    best = checkpoint.load(averaged / "best.pt")
+    assert best["best"]["epoch"] == best["epoch"] == 1 + max(
+        range(2), key=lambda epoch: log[epoch]["val_f1"]
+    )
+    assert best["threshold"] == log[best["epoch"] - 1]["threshold"]
+
+
+def test_checkpoints_hold_these_keys_and_no_others(averaged):
+    last, best = (checkpoint.load(averaged / name) for name in ("last.pt", "best.pt"))
+    keys = {"config", "class_names", "frequency", "input_config", "args", "epoch", "best",
+            "threshold", "model", "average", "averaged", "optimizer", "scaler"}  # fmt: skip
+    assert last.keys() == best.keys() == keys
+    assert best["optimizer"] is None and best["scaler"] is None
+    assert last["optimizer"]["state"] and last["scaler"] == {}  # without fp16 it has no scale
+    assert last["config"] == {
+        "arch": "tiny", "num_classes": 43, "head": "mish", "dropout": 0.5
+    }  # fmt: skip
+    assert last["input_config"] == {
+        "size": 32, "mean": plain.IMAGENET[0], "std": plain.IMAGENET[1],
+        "interpolation": "bilinear",
+    }  # fmt: skip
+    assert (last["epoch"], last["averaged"]) == (2, 6)
+    assert last["class_names"] == data.CLASSES
+    assert json.loads(json.dumps(last["args"])) == last["args"]
+    for state in (last, best):
+        assert state["model"].keys() == state["average"].keys() == begin_keys()
+
+
+def begin_keys():
+    return model.create_model("tiny", 43).state_dict().keys()
+
+
+def test_positives_are_weighed_by_the_training_labels_alone(tmp_path):
+    """Three training frames in four have the label, no validation frame has it."""
+    lines = ["path,labels,split"]
+    for i in range(8):
+        Image.new("RGB", (30, 30), (30 * i, 90, 200 - 20 * i)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'a' if i < 3 else ''},{'train' if i < 4 else 'val'}")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    flags = "--augment none --epochs 1 --dropout 0 --lr 1e-9 --pos-weight 2".split()
+    assert run(tmp_path / "own.csv", tmp_path / "run", *flags) == 0
+    state = checkpoint.load(tmp_path / "run/last.prev.pt")
+    assert state["frequency"].tolist() == [0.75, 0]
+    expected = torch.tensor([0.75, 1e-4], dtype=torch.float64).logit()
+    assert torch.allclose(state["model"]["head.3.bias"].double(), expected, rtol=1e-6)
+
+    images = torch.stack([plain.view(plain.read(tmp_path / f"{i}.png"), 32) for i in range(4)])
+    labels = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 0]], dtype=torch.float64)
+    weights = {k: v.double() for k, v in state["model"].items()}
+    logits = plain.tiny(weights, images, batch_statistics=True)
+    weight = torch.tensor([1 / 3, 2], dtype=torch.float64)  # (1 - 3/4) / (3/4), and the cap
+    expected = plain.cross_entropy(logits, labels, weight).mean().item()
+    row = checkpoint.read_log(tmp_path / "run/log.jsonl")[0]
+    assert row["loss"] == pytest.approx(expected, rel=1e-4)
