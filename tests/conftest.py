@@ -14,6 +14,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """A process a core, each with one thread; each may hold 2 GB, so no more than eight."""
+    return min(8, os.cpu_count() or 1)
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A small A2D tree of drawn scenes: 22 training and 9 validation frames."""

@@ -43,7 +43,7 @@ STOPPED = "stopped at its limit"
 GRACE = {signal.SIGINT: 5, signal.SIGABRT: 3}  # signal to a part at its limit -> seconds to react
 
 TESTS = ["-m", "pytest", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", "-k", "cuda",
-         "-o", "faulthandler_timeout=40"]  # fmt: skip
+         "-o", "faulthandler_timeout=40", "-o", "addopts=", "-m", "not slow"]  # fmt: skip
 if importlib.util.find_spec("xdist"):
     TESTS += ["-n", str(min(8, os.cpu_count()))]
 

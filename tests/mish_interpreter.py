@@ -135,6 +135,26 @@ def test_dropout_mask_is_the_oracles(seed, offset, p):
     assert np.array_equal(infinite, np.where(keep, np.inf, 0))
 
 
+def test_a_lane_at_the_threshold_is_kept():
+    """By the elementwise kernel, forward and backward, and by the head's."""
+    lanes = oracle.lanes(64, 5, 8)
+    for lane in sorted(lanes)[20:24]:
+        drop = int(lane)
+        y = mk.mish_op(None, torch.full((64,), 2.0), rng(5, 8), drop)
+        assert np.array_equal(y != 0, lanes >= drop)
+        dx = mk.mish_op(torch.ones(64), torch.full((64,), 2.0), rng(5, 8), drop)
+        assert np.array_equal(dx != 0, lanes >= drop)
+
+    inputs, target = head_inputs(1, 64, 7, H=64)
+    torch.manual_seed(5)
+    seed, offset = torch.randint(2**63 - 1, (2,)).tolist()
+    p = int(sorted(oracle.lanes(64, seed, offset))[20]) / 65536
+    out, grads, keep = run(inputs, target, p=p)
+    want, want_grads = reference(inputs, target, keep)
+    assert relative(out, want) < 1e-3
+    assert all(relative(g, w) < 2e-3 for g, w in zip(grads, want_grads, strict=True))
+
+
 def test_masks_are_random():
     rows, cols, drop = 64, 1024, round(65536 * 0.3)
     first, second = (

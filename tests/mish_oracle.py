@@ -47,8 +47,8 @@ def philox(key, counter):
     return c0, c1, c2, c3
 
 
-def keep_mask(n, seed, offset, drop, first=0):
-    """(n,) bool: lane i % 8 of group i // 8 is >= drop, i from first, a multiple of 8, on."""
+def lanes(n, seed, offset, first=0):
+    """(n,) numbers below 65536: lane i % 8 of group i // 8, i from first, a multiple of 8, on."""
     seed, counter = seed % 2**64, offset % 2**64 // 4
     group = np.arange(first // 8, first // 8 + -(-n // 8), dtype=np.uint64)
     zero = np.zeros_like(group)
@@ -57,8 +57,13 @@ def keep_mask(n, seed, offset, drop, first=0):
         (zero + np.uint64(counter % 2**32), zero + np.uint64(counter >> 32),
          group & np.uint64(0xFFFFFFFF), group >> np.uint64(32)),
     )  # fmt: skip
-    lanes = [half for w in words for half in (w & np.uint64(0xFFFF), w >> np.uint64(16))]
-    return np.stack(lanes, -1).reshape(-1)[:n] >= drop
+    halves = [half for w in words for half in (w & np.uint64(0xFFFF), w >> np.uint64(16))]
+    return np.stack(halves, -1).reshape(-1)[:n]
+
+
+def keep_mask(n, seed, offset, drop, first=0):
+    """(n,) bool: the lane is >= drop."""
+    return lanes(n, seed, offset, first) >= drop
 
 
 def head64(x, w1, b1, w2, b2, keep):

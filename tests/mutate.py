@@ -361,7 +361,7 @@ def start(mutant, folder):
     sys.path = [str(copy), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    flags = ["-q", "--tb=short", "-p", "no:xdist", "--basetemp", str(folder / "temporary")]
+    flags = ["-q", "--tb=short", "-n", "0", "--basetemp", str(folder / "temporary")]
     try:
         pytest.main([*flags, *mutant.tests], plugins=[FirstFailure(first)])
     finally:

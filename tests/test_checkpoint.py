@@ -49,6 +49,17 @@ def test_round_trip_and_torch_reads_it(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_a_checkpoint_of_another_device_arrives_on_the_cpu(tmp_path, monkeypatch):
+    """Its tensors are marked as a GPU's, which this machine need not have."""
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+    checkpoint.save(tmp_path / "last.pt", state(3.0))
+    monkeypatch.undo()
+    assert b"cuda:7" in (tmp_path / "last.pt").read_bytes()
+    loaded = checkpoint.load(tmp_path / "last.pt")
+    assert torch.equal(loaded["weights"], state(3.0)["weights"])
+    assert loaded["weights"].device.type == "cpu"
+
+
 def test_every_flipped_bit_is_noticed(tmp_path):
     file = tmp_path / "best.pt"
     checkpoint.save(file, state())

@@ -1,6 +1,7 @@
 """data.py: decoding by stated rules, A2D trees, CSVs, order, batches; bad input by its line."""
 
 import csv
+import hashlib
 import io
 import os
 import runpy
@@ -440,6 +441,17 @@ def test_csv_split_by_hash_does_not_move_when_rows_are_added(tmp_path):
     assert before.isdisjoint(data.CSVDataset(path, "train").names)
 
 
+def test_csv_without_a_split_keeps_a_fifth_for_validation(tmp_path):
+    """By the first byte of the path's sha256, so that it never depends on the other rows."""
+    names = [f"{i}.png" for i in range(400)]
+    path = csv_folder(tmp_path, "path,labels\n" + "".join(f"{n},x\n" for n in names), names)
+    held_out = data.CSVDataset(path, "val").names
+    assert held_out == [n for n in names if hashlib.sha256(n.encode()).digest()[0] % 5 == 0]
+    assert 0.15 < len(held_out) / 400 < 0.25  # four standard deviations: 0.08
+    assert data.CSVDataset(path, "train").names == [n for n in names if n not in held_out]
+    assert len(data.CSVDataset(path)) == 400
+
+
 BAD_CSVS = [  # text, then for each problem its line and a word of it
     ("", [(1, "header")]),
     ("name,labels\na.png,x\n", [(1, "header")]),
@@ -604,6 +616,18 @@ def test_index_is_renewed_when_a_file_changes(tmp_path):
     write_a2d(tmp_path, FRAMES | {"abc/00001": (0, [11, 12])})
     after = data.A2D(tmp_path, "train").labels
     assert after[1].nonzero().flatten().tolist() == indices(11, 12)
+
+
+def test_index_is_renewed_when_only_a_time_changes(tmp_path):
+    """A file of the same size and of another time is read again."""
+    write_a2d(tmp_path, FRAMES)
+    data.A2D(tmp_path, "train")
+    victim = sorted(tmp_path.rglob("pngs320H/*/*.png"))[0]
+    times = victim.stat()
+    victim.write_bytes(b"\0" * times.st_size)
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns + 1_000_000))
+    with pytest.raises(data.DataError, match="cannot be read"):
+        data.A2D(tmp_path, "train")
 
 
 def test_index_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeypatch, capsys):

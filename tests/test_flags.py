@@ -111,7 +111,7 @@ ELSEWHERE = {
     "--sync-bn": "test_train.py test_wrong_flags_are_refused",  # it needs several GPUs
     "--data": "test_train.py test_train_and_evaluate_own_classes",
     "--split": "test_evaluate.py test_split",
-    "--cache": "test_train.py test_frames_kept_on_the_device",
+    "--cache": "test_train.py test_frames_kept_are_decoded_once",
     "--compile": "test_train.py test_a_resumed_run_ends",
     "--deterministic": "test_flags.py test_deterministic",
     "--device": "test_train.py test_no_step_waits_for_a_pretended_gpu",

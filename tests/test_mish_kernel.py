@@ -37,7 +37,7 @@ def python(*arguments, **environment):
 @needs_triton
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_in_the_interpreter(which):
-    options = ["-q", "-p", "no:cacheprovider", "-m", which]
+    options = ["-q", "-n", "0", "-m", which]
     run = python("-m", "pytest", *options, "tests/mish_interpreter.py", TRITON_INTERPRET="1")
     assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-5000:] + run.stderr[-2000:]
 
@@ -296,6 +296,17 @@ def test_dropout_mask_on_the_cpu_is_the_oracles():
     torch.manual_seed(9)
     infinite = mk.mish_dropout(x / 0, 0.3).permute(0, 2, 3, 1).flatten()
     assert np.array_equal(infinite, np.where(keep, np.inf, 0))
+
+
+def test_a_lane_at_the_threshold_is_kept_on_the_cpu():
+    torch.manual_seed(9)
+    seed, offset = torch.randint(2**63 - 1, (2,)).tolist()
+    x = torch.full((40,), 2.0)
+    lanes = oracle.lanes(40, seed, offset)
+    for lane in sorted(lanes)[10:20]:
+        torch.manual_seed(9)
+        y = mk.mish_dropout(x, int(lane) / 65536)
+        assert np.array_equal(y != 0, lanes >= lane) and (lanes == lane).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model
 from checkpoint import NORM
 from model import COEFFICIENTS, create_model, load_weights
+from tests import plain
 
 timm = pytest.importorskip("timm")
 
@@ -394,6 +395,42 @@ def test_batch_norms_have_the_peers_eps_and_momentum(case):
         for net in nets
     )
     assert ours == theirs
+
+
+TINY = {  # each block's convolution: (out, in), and the head
+    "blocks.0.conv": (24, 3), "blocks.1.conv": (48, 24), "blocks.2.conv": (96, 48),
+    "blocks.3.conv": (112, 96), "blocks.4.conv": (96, 112),
+    "head.0": (256, 96), "head.3": (43, 256),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [32, 47, 64])
+def test_tiny_is_its_five_convolutions(size):
+    """Its pools too: each feature is a maximum of the last map."""
+    torch.manual_seed(0)
+    net = create_model("tiny").double()
+    shapes = {name: tuple(net.get_submodule(name).weight.shape[:2]) for name in TINY}
+    assert shapes == TINY and net.num_features == 96
+    images = torch.randn(3, 3, size, size, dtype=torch.float64)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    moving = dict(before)
+    net.head[2].p = 0.0
+    trained = net(images)
+    wanted = plain.tiny(before, images, batch_statistics=True, moving=moving)
+    assert torch.allclose(trained, wanted, rtol=1e-9, atol=1e-12)
+    after = net.eval().state_dict()
+    side = (size + 1) // 2 // 8
+    assert net.feature_map(images).shape == (3, 96, side, side)
+    assert all(torch.allclose(after[name], moving[name]) for name in after)
+    assert torch.allclose(net(images), plain.tiny(after, images), rtol=1e-9, atol=1e-12)
+
+
+def test_a_model_without_options_is_the_reports():
+    with torch.device("meta"):
+        net = create_model("tiny")
+    first, _, dropout, last = net.head
+    assert (first.out_features, dropout.p, last.out_features) == (256, 0.5, 43)
+    assert net.config == {"arch": "tiny", "num_classes": 43, "head": "mish", "dropout": 0.5}
 
 
 def test_the_table_of_the_command(capsys):

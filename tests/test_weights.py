@@ -89,6 +89,65 @@ def test_timms_records_are_timms():
         assert record.licence.lower() == theirs.license
 
 
+IN = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CENTRED = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+# Of the publishers' own pages: first eight digits of the sha256, pixels, share of them that the
+# crop keeps, interpolation, colours, top-1 in percent, rows of the classifier.
+PUBLISHED = {
+    ("resnet34", "torchvision"): ("b627a593", 224, 224 / 256, "bilinear", IN, 73.314, 1000),
+    ("resnet34", "a1"): ("46f8f793", 224, 0.95, "bicubic", IN, 76.42, 1000),
+    ("seresnext101", "cadene"): ("3b2fe3d8", 224, 0.875, "bilinear", IN, 80.236, 1000),
+    ("seresnext101", "timm"): ("37725eac", 224, 0.875, "bilinear", IN, 80.274, 1000),
+    ("seresnext101", "gluon"): ("cf52900d", 224, 0.875, "bicubic", IN, 80.886, 1000),
+    ("pnasnet5large", "cadene"): ("bf079911", 331, 0.875, "bilinear", CENTRED, 82.736, 1001),
+    ("pnasnet5large", "timm"): ("", 331, 0.911, "bicubic", CENTRED, 82.814, 1000),
+    ("efficientnet_b0", "torchvision"): ("7f5810bc", 224, 224 / 256, "bicubic", IN, 77.692, 1000),
+    ("efficientnet_b1", "torchvision"): ("bac287d4", 240, 240 / 256, "bicubic", IN, 78.642, 1000),
+    ("efficientnet_b1", "v2"): ("c27df63c", 240, 240 / 255, "bilinear", IN, 79.838, 1000),
+    ("efficientnet_b2", "torchvision"): ("c35c1473", 288, 1, "bicubic", IN, 80.608, 1000),
+    ("efficientnet_b3", "torchvision"): ("b3899882", 300, 300 / 320, "bicubic", IN, 82.008, 1000),
+    ("efficientnet_b4", "torchvision"): ("23ab8bcd", 380, 380 / 384, "bicubic", IN, 83.384, 1000),
+    ("efficientnet_b5", "torchvision"): ("1a07897c", 456, 1, "bicubic", IN, 83.444, 1000),
+    ("efficientnet_b6", "torchvision"): ("24a108a5", 528, 1, "bicubic", IN, 84.008, 1000),
+    ("efficientnet_b7", "lukemelas"): ("dcc49843", 600, 0.949, "bicubic", IN, 84.4, 1000),
+    ("efficientnet_b7", "advprop"): ("4652b6dd", 600, 0.949, "bicubic", CENTRED, None, 1000),
+    ("efficientnet_b7", "aa"): ("076e3472", 600, 0.949, "bicubic", IN, 84.424, 1000),
+    ("efficientnet_b7", "ra"): ("6c08e654", 600, 0.949, "bicubic", IN, 84.926, 1000),
+    ("efficientnet_b7", "ap"): ("ddb28fec", 600, 0.949, "bicubic", CENTRED, 85.132, 1000),
+    ("efficientnet_b7", "ns"): ("1dbc32de", 600, 0.949, "bicubic", IN, 86.85, 1000),
+    ("efficientnet_b7", "torchvision"): ("c5b4e57e", 600, 1, "bicubic", IN, 84.122, 1000),
+    ("efficientnet_lite0", "package"): (
+        "57934424", 224, 0.875, "bicubic", ((127 / 255,) * 3, (128 / 255,) * 3), None, 1000
+    ),
+    ("efficientnet_lite0", "timm"): ("0aa007d2", 224, 0.875, "bicubic", CENTRED, 74.83, 1000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", WEIGHTS, ids="-".join)
+def test_every_record_is_as_published(key):
+    sha256, size, crop, interpolation, (mean, std), top1, classes = PUBLISHED[key]
+    record = WEIGHTS[key]
+    assert record.sha256[:8] == sha256
+    assert (record.size, record.interpolation, record.classes) == (size, interpolation, classes)
+    assert record.crop == pytest.approx(crop)
+    # Lite0's are printed with three digits
+    assert record.mean == pytest.approx(mean, abs=5e-4)
+    assert record.std == pytest.approx(std, abs=5e-4)
+    assert math.isnan(record.top1) if top1 is None else record.top1 == top1
+
+
+def test_every_published_record_is_known():
+    assert WEIGHTS.keys() == PUBLISHED.keys()
+
+
+def test_weights_of_another_device_arrive_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
+    net = tiny_file(tmp_path / "theirs.pth")
+    monkeypatch.undo()
+    found, _ = checkpoint.read_weights(tmp_path / "theirs.pth")
+    assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
+
+
 def test_every_record_is_whole():
     assert {arch for arch, _ in WEIGHTS} == set(model.ARCHITECTURES) - {"tiny"}
     for (arch, _), record in WEIGHTS.items():
