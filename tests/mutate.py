@@ -70,11 +70,12 @@ FAULTS = [
      "None if ema is None else scored.state_dict()", "None", "test_train.py -k average"),
     ("the threshold chosen anew in --evaluate", "train.py",
      "report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)",
-     "report = score(probabilities, dataset.labels, names, frequency)", "test_train.py -k blend"),
+     "report = score(probabilities, dataset.labels, names, frequency)",
+     "test_evaluate.py -k scores"),
     ("a blend's file ignored", "train.py",
      "        return weights, threshold\n",
      "        return [1 / M] * M, sum(thresholds) / M\n",
-     "test_train.py -k blend"),
+     "test_evaluate.py -k blend"),
     ("a blend of weights that are no shares", "metrics.py",
      "abs(weights.sum() - 1) < 1e-6", "True", "test_metrics.py -k blend"),
     ("a fitted blend worse than one of its members", "metrics.py",
@@ -82,7 +83,7 @@ FAULTS = [
     ("a probability taken for a logit in training's scores", "train.py",
      "math.log(threshold / (1 - threshold)) if", "threshold if", "test_train.py -k mean_loss"),
     ("an explanation of a letterbox not cut to the frame", "train.py",
-     'if view.fit == "letterbox":', "if False:", "test_train.py -k explanation"),
+     'if view.fit == "letterbox":', "if False:", "test_evaluate.py -k explanation"),
     ("a loss that is not finite not noticed", "train.py",
      "torch.where(loss.isfinite(), steps, step)", "torch.where(loss.isnan() & False, step, steps)",
      "test_train.py -k divergence"),
@@ -90,6 +91,39 @@ FAULTS = [
      "factor = lr_factor(args, epoch * steps_per_epoch + step, steps_per_epoch)",
      "factor = lr_factor(args, epoch * steps_per_epoch + step + 1, steps_per_epoch)",
      "test_faults.py -k f18"),
+    ("the raw weights where the average was scored", "train.py",
+     'state["model"] if state["average"] is None else state["average"]', 'state["model"]',
+     "test_evaluate.py -k scores"),
+    ("SGD without momentum", "train.py", "momentum=MOMENTUM", "momentum=0",
+     "test_flags.py -k sgd"),
+    ("a rate that is logged and not set", "train.py",
+     'group["initial_lr"] * factor', 'group["initial_lr"]', "test_flags.py -k milestones"),
+    ("the head at the backbone's rate", "train.py",
+     "args.lr, args.head_lr, args.weight_decay", "args.lr, args.lr, args.weight_decay",
+     "test_flags.py -k head-lr"),
+    ("positive weights upside down", "train.py",
+     "((1 - frequency) / frequency.clamp(min=1e-6))", "(frequency / (1 - frequency))",
+     "test_flags.py -k pos-weight"),
+    ("positive weights of the validation labels", "train.py",
+     "weight = ((1 - frequency)", "frequency = validation.labels.mean(0)\n"
+     "    weight = ((1 - frequency)", "test_flags.py -k alone"),
+    ("an average without batch norm's statistics", "train.py",
+     "use_buffers=True", "use_buffers=False", "test_flags.py -k ema"),
+    ("an average that forgets its steps in a resume", "train.py",
+     '            ema.n_averaged.fill_(saved["averaged"])\n', "", "test_flags.py -k goes_on"),
+    ("a loss of 16 bits", "mish_kernel.py",
+     "    logits = wide(logits)\n    return F", "    return F", "test_train.py -k float32"),
+    ("a member seen with the first one's size and colours", "train.py",
+     'augment.EvalTransform(**s["input_config"], fit=s["args"]["fit"]) for s in states',
+     'augment.EvalTransform(**states[0]["input_config"], fit=s["args"]["fit"]) for s in states',
+     "test_evaluate.py -k differently"),
+    ("an explanation of the least likely frames", "train.py",
+     "argsort(descending=True)", "argsort()", "test_evaluate.py -k likeliest"),
+    ("best.pt with the optimizer in it", "checkpoint.py",
+     'state | {"optimizer": None, "scaler": None}', "state", "test_flags.py -k keys"),
+    ("tensors that go back to the device they were saved on", "checkpoint.py",
+     'BytesIO(content), map_location="cpu"', "BytesIO(content), map_location=None",
+     "test_checkpoint.py -k another_device"),
     ("no fsync before the rename", "checkpoint.py",
      "            os.fsync(file.fileno())\n", "", "test_checkpoint.py -k disk"),
     ("the old file removed before the new one is there", "checkpoint.py",
@@ -146,6 +180,9 @@ FAULTS = [
      '".." in path.split("/")', "False", "test_data.py -k problems"),
     ("train and val may overlap", "data.py",
      "        if name in place\n", "        if False\n", "test_data.py"),
+    ("a check of files that forgets their times", "data.py",
+     "\\0{seen.st_size}\\0{seen.st_mtime_ns}\\0", "\\0{seen.st_size}\\0",
+     "test_data.py -k only_a_time"),
     ("label 0 as padding of label maps", "data.py",
      "padded(maps, NONE)", "padded(maps, 0)", "test_data.py -k collate"),
     ("label 0 where a crop leaves the frame", "augment.py",
@@ -220,7 +257,7 @@ FAULTS = [
      "warm = min(1, (step + 1) / (args.warmup * steps_per_epoch + 1))", "warm = 1",
      "test_train.py -k warm_up"),
     ("an average that begins with its full decay", "train.py",
-     "min(decay, (1 + steps) / (10 + steps))", "decay", "test_train.py -k definition"),
+     "min(decay, (1 + steps) / (10 + steps))", "decay", "test_flags.py -k ema"),
     ("all images mirrored", "augment.py",
      "generator=generator) < 0.5  # (B,)", "generator=generator) < 2", "test_augment.py -k mirror"),
     ("a web page taken for a damaged file", "checkpoint.py",
@@ -259,6 +296,12 @@ FAULTS = [
     ("kept values not scaled by 1 / (1 - p)", "mish_kernel.py",
      "keep_mask(x, rng, drop), out * scale", "keep_mask(x, rng, drop), out * 1.0",
      "test_mish_kernel.py"),
+    ("a lane at the threshold dropped", "mish_kernel.py",
+     "lanes.flatten()[: x.numel()] >= drop", "lanes.flatten()[: x.numel()] > drop",
+     "test_mish_kernel.py -k at_the_threshold"),
+    ("a lane at the threshold dropped by the kernel", "mish_kernel.py",
+     "keep = lanes.reshape(BLOCK) >= DROP", "keep = lanes.reshape(BLOCK) > DROP",
+     "test_mish_kernel.py -k interpreter"),
     ("a shared buffer refilled while a product reads it", "mish_kernel.py",
      """            dw2 = tl.dot(d.T, h, dw2)
             db1 += tl.dot(d, w2) * g.to(tl.float32)
@@ -304,9 +347,13 @@ def at_random(number, seed, files, tests):
 
 
 def importers(module):
-    """The test files that import the module, its own first."""
+    """The test files that import the module: its own first, those of many whole runs last."""
     pattern = re.compile(rf"^(import|from) {module}\b", re.M)
-    files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda f: f.stem != f"test_{module}")
+
+    def place(file):
+        return file.stem in ("test_faults", "test_train"), file.stem != f"test_{module}", file.stem
+
+    files = sorted((ROOT / "tests").glob("test_*.py"), key=place)
     return [f"tests/{f.name}" for f in files if pattern.search(f.read_text("utf-8"))]
 
 
@@ -373,22 +420,32 @@ def tried(mutants, jobs):
     """Yields (mutant, the test that noticed it, "" for none, None for a place that is gone)."""
     running = {}
     mutants = iter(mutants)
-    while True:
-        while len(running) < jobs and (mutant := next(mutants, None)):
-            if mutant.text is None:
-                yield mutant, None
-                continue
-            folder = Path(tempfile.mkdtemp(prefix="mutant-"))
-            running[start(mutant, folder)] = mutant, folder
-        if not running:
-            return
-        process, _ = os.wait()
-        mutant, folder = running.pop(process)
-        with suppress(ProcessLookupError):  # nothing that its tests started is left
-            os.killpg(process, signal.SIGKILL)
-        found = folder / "first"
-        yield mutant, found.read_text() if found.exists() else "(no test began)"
-        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        while True:
+            while len(running) < jobs and (mutant := next(mutants, None)):
+                if mutant.text is None:
+                    yield mutant, None
+                    continue
+                folder = Path(tempfile.mkdtemp(prefix="mutant-"))
+                running[start(mutant, folder)] = mutant, folder
+            if not running:
+                return
+            process, _ = os.wait()
+            mutant, folder = running.pop(process)
+            end(process)
+            found = folder / "first"
+            yield mutant, found.read_text() if found.exists() else "(no test began)"
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        for process, (_, folder) in running.items():
+            end(process)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(process):
+    """A mutant's process, and what its tests have started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
 
 
 def main(argv=None):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from test_train import run
+from test_train import CUDA, run
 
+import augment
 import checkpoint
 import data
 import model
@@ -118,8 +120,8 @@ def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
         else:
             assert row["ap"] == ""
     constant = checkpoint.load(members[0])["frequency"].double().clamp(1e-4, 1 - 1e-4)
-    loss = torch.nn.functional.binary_cross_entropy(expected, labels.double())
-    of_constant = torch.nn.functional.binary_cross_entropy(
+    loss = F.binary_cross_entropy(expected, labels.double())
+    of_constant = F.binary_cross_entropy(
         constant.expand(9, -1), labels.double()
     )
     assert f"loss {loss:.4f}, of the constant answer {of_constant:.4f}" in printed
@@ -175,6 +177,32 @@ def test_a_fitted_blend_is_the_best_of_its_grid(scenes, members, pictures, tmp_p
     percent = [f"{100 * score:.1f}" for score in sklearns(expected >= kept["threshold"], labels)]
     at = f"mean over images, >= {kept['threshold']:.3g} (these frames)"
     assert re_line(capsys.readouterr().out, at)[-3:] == percent
+
+
+def test_a_blend_that_is_of_others_or_no_blend_is_refused(scenes, members, tmp_path, capsys):
+    files = list(map(str, members))
+    for text, says in (
+        ("{", "no blend of these"),
+        (json.dumps({"weights": {files[0]: 1.0}, "threshold": 0.5}), files[1]),
+        (json.dumps({"weights": dict.fromkeys(files, 0.4), "threshold": 0.5}), "shares of 1"),
+        (json.dumps({"weights": dict.fromkeys(files, 0.5), "threshold": 1.5}), "threshold 1.5"),
+    ):
+        (tmp_path / "blend.json").write_text(text)
+        flags = ["--data", scenes, "--blend", tmp_path / "blend.json"]
+        assert evaluate(tmp_path / "out", *members, *flags) == 3
+        assert says in capsys.readouterr().err
+
+
+@CUDA
+def test_cuda_evaluation_is_the_cpus(scenes, members, tmp_path):
+    common = ["--evaluate", str(members[0]), "--data", str(scenes), "--amp", "off"]
+    for device in ("cpu", "cuda"):
+        out = str(tmp_path / device)
+        assert train.main([*common, "--device", device, "--out", out]) == 0
+    tables = [table(tmp_path / device / "predictions.csv") for device in ("cpu", "cuda")]
+    for cpu, cuda in zip(*tables, strict=True):
+        for name in data.CLASSES:  # TF32 keeps 10 bits of a factor
+            assert float(cuda[name]) == pytest.approx(float(cpu[name]), abs=2e-3)
 
 
 def test_split_names_the_frames_that_are_scored(members, scenes, tmp_path):
@@ -243,15 +271,18 @@ def test_unlabelled_pictures_have_green_captions(scenes, members, tmp_path):
     names = sorted(path.relative_to(scenes / "pngs320H").as_posix()
                    for path in (scenes / "pngs320H").rglob("*.png"))  # fmt: skip
     paths = [scenes / "pngs320H" / name for name in names]
-    assert evaluate(tmp_path, members[0], "--data", scenes / "pngs320H") == 0
+    out = tmp_path / "out"
+    assert evaluate(out, members[0], "--data", scenes / "pngs320H") == 0
     threshold = checkpoint.load(members[0])["threshold"]
     expected = probabilities(members[0], paths)
-    check_predictions(tmp_path / "predictions.csv", names, expected, threshold)
+    check_predictions(out / "predictions.csv", names, expected, threshold)
+    written = {path.name for path in out.iterdir()}
+    assert written == {"predictions.csv", "predictions.png"}
     shown = range(31)[:24]  # every frame, up to 24
     captions = [caption(expected[i], expected[i] >= threshold, expected[i] >= threshold)
                 for i in shown]  # fmt: skip
     frames = [Image.open(paths[i]).convert("RGB") for i in shown]
-    ours = np.asarray(Image.open(tmp_path / "predictions.png"))
+    ours = np.asarray(Image.open(out / "predictions.png"))
     assert np.array_equal(ours, page(frames, captions, 6))
 
 
@@ -283,6 +314,38 @@ def test_an_explanation_is_of_the_likeliest_frames(scenes, members, pictures, tm
             cell = (slice(top, top + 164), slice(288 * column, 288 * column + 288))
             a, b = (picture[cell].astype(float).mean(2).flatten() for picture in (ours, expected))
             assert np.corrcoef(a, b)[0, 1] > 0.5
+
+
+class WhiteSeer(model.Network):
+    """Says how much of an image is white."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(3, 1)
+        self.head.weight.data.fill_(1.0)
+
+    def feature_map(self, x):
+        return F.avg_pool2d((x > 0.9).float(), 4)
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+@pytest.mark.parametrize("height, width", [(40, 160), (200, 100)])
+def test_an_explanation_lies_where_the_network_looked(tmp_path, fit, height, width):
+    frame = np.zeros((height, width, 3), np.uint8)
+    top, left = height // 2, 3 * width // 4
+    frame[top : top + height // 8, left : left + width // 8] = 255
+    Image.fromarray(frame).save(tmp_path / "a.png")
+    view = augment.EvalTransform(64, (0, 0, 0), (1, 1, 1), fit)
+    train.explain(tmp_path / "page.png", WhiteSeer(), data.ImageFolder(tmp_path / "a.png"), view,
+                  [0], ["white"], torch.ones(1, 1))  # fmt: skip
+    page = np.asarray(Image.open(tmp_path / "page.png")).astype(float)[4:164, 4:284]
+    heat = np.maximum(page[..., 0] - page[..., 2], 0)  # red and yellow, not white, grey, black
+    scale = min(280 / width, 160 / height)  # the page's: the longer side fills the cell
+    rows, columns = np.indices(heat.shape)
+    centre = [(heat * axis).sum() / heat.sum() for axis in (rows, columns)]
+    expected = [scale * (top + height / 16), scale * (left + width / 16)]
+    # a cell of the map is 4 of 64 pixels
+    assert centre == pytest.approx(expected, abs=scale * max(height, width) * 4 / 64)
 
 
 def test_a_checkpoint_of_two_classes_scores_its_own(tmp_path):

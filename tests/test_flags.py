@@ -61,7 +61,7 @@ CASES = {
     "--clip-grad": ("--clip-grad 0.05", [both(map(cosine, range(3)))], {"clip": 0.05}),
     "--batch-size": ("--batch-size 5", [both(map(cosine, range(5)))], {}),
     "--accumulate": ("--accumulate 2", [both(map(cosine, range(2)))], {}),
-    "--pos-weight": ("--pos-weight 6", [both(map(cosine, range(3)))], {}),
+    "--pos-weight": ("--pos-weight 3", [both(map(cosine, range(3)))], {}),
     "--epochs": (
         "--epochs 2", [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {},
     ),
@@ -70,7 +70,8 @@ CASES = {
         [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {},
     ),
     "--freeze-bn": ("--freeze-bn", [both(map(cosine, range(3)))], {"freeze_bn": True}),
-    "--ema": ("--ema 0.2", [both(map(cosine, range(3)))], {"ema": 0.2}),
+    "--ema": ("--ema 0.9", [both(map(cosine, range(3)))], {"ema": 0.9}),
+    "--ema 0.1": ("--ema 0.1", [both(map(cosine, range(3)))], {"ema": 0.1}),
     "--t-max": ("--t-max 2", [both(cosine(s, 2) for s in range(3))], {}),
     "--t-max 0": ("--t-max 0 --epochs 2", [both(cosine(s, 6) for s in range(3)),
                                            both(cosine(s, 6) for s in range(3, 6))], {}),
@@ -219,22 +220,31 @@ def positive_weights(labels, cap):
     return ((len(labels) - positives) / positives).clamp(max=cap)
 
 
-def change(after, before):
-    """What training has made of the parameters, as one vector."""
-    names = [k for k in sorted(before) if before[k].is_floating_point()]
+PARTS = {"statistics": "running", "head": r"^head\.", "backbone": r"^blocks\..*(weight|bias)$"}
+
+
+def change(after, before, part):
+    """What training has made of a part of the network, as one vector."""
+    names = [name for name in sorted(before) if re.search(PARTS[part], name)]
     return torch.cat([(after[k].detach().double() - before[k].double()).flatten() for k in names])
 
 
 def away(ours, theirs, before):
-    """The distance of two trained weights from each other, in parts of the way both went."""
-    expected = change(theirs, before)
-    return ((change(ours, before) - expected).norm() / expected.norm()).item()
+    """The distance of two trained networks, in parts of the way that both went: the largest of
+    backbone, head and statistics. What has not moved must not."""
+    found = []
+    for part in PARTS:
+        expected = change(theirs, before, part)
+        error = (change(ours, before, part) - expected).norm()
+        assert expected.any() or not error
+        found.append((error / expected.norm()).item() if expected.any() else 0.0)
+    return max(found)
 
 
-# float32 against float64. Where rounding moves the place of a maximum or the sign before a ReLU,
-# three steps end 1e-3 of the way apart, else 1e-6; bf16, of 8 bits, 3e-3. What a flag does, and
-# what a forgotten momentum, decay or weight would, is a tenth of the way or more.
-CLOSE, CLOSE_BF16 = 5e-3, 2e-2
+# float32 against float64, three to nine steps: 3e-4 of the way, and 4e-3 where rounding moves the
+# place of a maximum or the sign before a ReLU; bf16, of 8 bits, 0.2. A forgotten momentum, decay,
+# weight or rate is 5e-2 of the way or more.
+CLOSE, CLOSE_BF16 = 1e-2, 0.4
 
 
 def begin(frames, seed=0, head="mish"):
@@ -264,7 +274,7 @@ def test_the_run_is_the_plain_training(scenes, frames, tmp_path, name):
 
     start = begin(frames, seen["seed"], "linear" if name == "--head" else "mish")
     if name == "--pos-weight":
-        given = given | {"pos_weight": positive_weights(frames["train"][1], 6)}
+        given = given | {"pos_weight": positive_weights(frames["train"][1], 3)}
     training = plain.Training(start, **given)
     rows = []
     for epoch, rate in enumerate(rates):
@@ -274,6 +284,8 @@ def test_the_run_is_the_plain_training(scenes, frames, tmp_path, name):
     close = CLOSE_BF16 if name == "--amp" else CLOSE
     last = checkpoint.load(tmp_path / "run/last.pt")
     assert away(last["model"], training.weights, start) < close
+    if name == "--amp":
+        assert away(last["model"], training.weights, start) > CLOSE  # it did compute in 16 bits
     assert (last["average"] is None) == (training.average is None)
     if training.average:
         assert away(last["average"], training.average, start) < close
@@ -281,10 +293,10 @@ def test_the_run_is_the_plain_training(scenes, frames, tmp_path, name):
     log = checkpoint.read_log(tmp_path / "run/log.jsonl")
     for logged, expected in zip(log, rows, strict=True):
         assert logged["lr"] == pytest.approx(expected["lr"], rel=1e-6)
-        assert logged["loss"] == pytest.approx(expected["loss"], rel=close)
-        assert logged["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=5 * close)
+        assert logged["loss"] == pytest.approx(expected["loss"], rel=close / 2)
+        assert logged["gradient_norm"] == pytest.approx(expected["gradient_norm"], rel=2 * close)
     expected = validation_loss(frames, training.scored(), seen)
-    assert log[-1]["val_loss"] == pytest.approx(expected, rel=close)
+    assert log[-1]["val_loss"] == pytest.approx(expected, rel=close / 2)
 
 
 def test_a_resume_goes_on_where_the_run_was(scenes, frames, tmp_path):

@@ -209,14 +209,17 @@ def test_the_mish_head_has_the_same_loss():
     assert torch.equal(logits, net(images)) and not logits.requires_grad
 
 
+@pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("head, weighted", [("mish", False), ("mish", True), ("linear", False)])
-def test_the_loss_is_of_float32_under_autocast(head, weighted):
+def test_the_loss_is_of_float32(head, weighted, autocast):
     """Of logits of bfloat16, whose own loss would be rounded to 8 bits."""
     torch.manual_seed(0)
     net = model.create_model("tiny", 5, head).eval()
     images, labels = torch.randn(3, 3, 32, 32), (torch.rand(3, 5) < 0.5).float()
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) if weighted else torch.ones(5)
-    with torch.autocast("cpu", torch.bfloat16):
+    if not autocast:
+        net, images = net.bfloat16(), images.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss, logits = train.Loss(net, weight if weighted else None)(images, labels)
     p = logits.double().sigmoid()
     expected = -(weight * labels * p.log() + (1 - labels) * (1 - p).log()).mean().item()
@@ -435,34 +438,6 @@ def test_training_mode_returns_after_evaluation(scenes, tmp_path):
         for n in ("one", "two")
     ]
     assert counts == [{3}, {6}]
-
-
-def test_freezing(scenes, tmp_path):
-    run(scenes, tmp_path / "start", "--epochs", "1")
-    start = weights(tmp_path / "start/last.prev.pt")
-    run(scenes, tmp_path / "head", "--epochs", "2", "--freeze-backbone", "1")
-    first = weights(tmp_path / "head/last.prev.pt")
-    moved = {k for k in first if not torch.equal(first[k], start[k])}
-    assert moved == {k for k in first if k.startswith("head.")}
-    last = weights(tmp_path / "head/last.pt")
-    assert not any(torch.equal(last[k], first[k]) for k in last if k.endswith("conv.weight"))
-
-
-def test_average_against_its_definition(scenes, tmp_path):
-    """One step an epoch: average_e = d average_(e-1) + (1 - d) weights_e, from weights_1 on, with
-    d = min(.2, (1 + n) / (10 + n)) after n steps: 2/11, then .2 < 3/12."""
-    flags = ["--batch-size", "22", "--ema", "0.2", "--deterministic"]
-    expected, decays = None, {2: 2 / 11, 3: 0.2}
-    for epochs in (1, 2, 3):
-        out = tmp_path / str(epochs)
-        run(scenes, out, *flags, "--epochs", str(epochs), "--t-max", "100")
-        state = checkpoint.load(out / "last.pt")
-        name = "head.0.weight"
-        now = state["model"][name]
-        if epochs > 1:
-            now = decays[epochs] * expected + (1 - decays[epochs]) * now
-        expected = now
-        assert torch.allclose(state["average"][name], expected, atol=1e-7)  # float32 rounding
 
 
 def test_clipping_limits_the_step(scenes, tmp_path):
@@ -768,120 +743,6 @@ def trained(scenes, tmp_path_factory):
     for seed in ("0", "1"):
         assert run(scenes, folder / seed, "--seed", seed) == 0
     return folder
-
-
-def predictions(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_evaluate_and_blend(scenes, trained, tmp_path, capsys):
-    files = [str(trained / seed / "best.pt") for seed in "01"]
-    common = ["--data", str(scenes), "--device", "cpu", "--workers", "0"]
-    tables = []
-    for name, chosen in (("a", files[:1]), ("b", files[1:]), ("ab", files)):
-        assert train.main(["--evaluate", *chosen, *common, "--out", str(tmp_path / name)]) == 0
-        tables.append(predictions(tmp_path / name / "predictions.csv"))
-    dataset = data.A2D(scenes, "val")
-    threshold = sum(checkpoint.load(file)["threshold"] for file in files) / 2
-    for i, (a, b, blend) in enumerate(zip(*tables, strict=True)):
-        assert blend["name"] == dataset.names[i]
-        truth = [data.CLASSES[c] for c in dataset.labels[i].nonzero().flatten()]
-        assert blend["labels"].split("|") == truth
-        for name in data.CLASSES:
-            # each printed probability is rounded to 4 digits
-            assert float(blend[name]) == pytest.approx(
-                (float(a[name]) + float(b[name])) / 2, abs=1.1e-4
-            )
-            if abs(float(blend[name]) - threshold) > 1e-4:
-                assert (name in blend["predicted"].split("|")) == (float(blend[name]) >= threshold)
-    shown = capsys.readouterr().out
-    scores = torch.tensor([[float(row[name]) for name in data.CLASSES] for row in tables[2]])
-    expected = metrics.precision_recall_f1(metrics.decide(scores, threshold), dataset.labels)
-    line = next(line for line in shown.splitlines() if line.startswith("blend")).split()
-    assert line[3:] == [f"{100 * score:.1f}" for score in expected]
-    chosen = f"mean over images, >= {threshold:.3g} (validation in training)"
-    *_, headline = (line for line in shown.splitlines() if line.startswith(chosen))
-    assert headline.split()[-3:] == line[3:]
-
-
-@CUDA
-def test_cuda_evaluation_is_the_cpus(scenes, trained, tmp_path):
-    common = ["--evaluate", str(trained / "0/best.pt"), "--data", str(scenes), "--amp", "off"]
-    for device in ("cpu", "cuda"):
-        out = str(tmp_path / device)
-        assert train.main([*common, "--device", device, "--out", out]) == 0
-    tables = [predictions(tmp_path / device / "predictions.csv") for device in ("cpu", "cuda")]
-    for cpu, cuda in zip(*tables, strict=True):
-        for name in data.CLASSES:  # TF32 keeps 10 bits of a factor
-            assert float(cuda[name]) == pytest.approx(float(cpu[name]), abs=2e-3)
-
-
-def test_a_blend_is_fitted_kept_and_used_again(scenes, trained, tmp_path, capsys):
-    files = [str(trained / seed / "best.pt") for seed in "01"]
-    common = ["--evaluate", *files, "--data", str(scenes), "--device", "cpu", "--workers", "0"]
-    fit, kept = tmp_path / "fit", tmp_path / "kept"
-    assert train.main([*common, "--blend", "fit", "--out", str(fit)]) == 0
-    blend = json.loads((fit / "blend.json").read_text())
-    assert list(blend["weights"]) == files and sum(blend["weights"].values()) == pytest.approx(1)
-    again = ["--blend", str(fit / "blend.json"), "--out", str(kept)]
-    assert train.main([*common, *again]) == 0
-    assert predictions(fit / "predictions.csv") == predictions(kept / "predictions.csv")
-    assert "(these frames)" in capsys.readouterr().out
-    for text, says in (
-        ("{", "no blend of these"),
-        (json.dumps({"weights": {files[0]: 1.0}, "threshold": 0.5}), files[1]),
-        (json.dumps({"weights": dict.fromkeys(files, 0.4), "threshold": 0.5}), "shares of 1"),
-    ):
-        (tmp_path / "blend.json").write_text(text)
-        assert train.main([*common, "--blend", str(tmp_path / "blend.json")]) == 3
-        assert says in capsys.readouterr().err
-
-
-class WhiteSeer(model.Network):
-    """Says how much of an image is white."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = torch.nn.Linear(3, 1)
-        self.head.weight.data.fill_(1.0)
-
-    def feature_map(self, x):
-        return F.avg_pool2d((x > 0.9).float(), 4)
-
-
-@pytest.mark.parametrize("fit", ["squash", "letterbox"])
-@pytest.mark.parametrize("height, width", [(40, 160), (200, 100)])
-def test_an_explanation_lies_where_the_network_looked(tmp_path, fit, height, width):
-    frame = np.zeros((height, width, 3), np.uint8)
-    top, left = height // 2, 3 * width // 4
-    frame[top : top + height // 8, left : left + width // 8] = 255
-    Image.fromarray(frame).save(tmp_path / "a.png")
-    view = augment.EvalTransform(64, (0, 0, 0), (1, 1, 1), fit)
-    train.explain(tmp_path / "page.png", WhiteSeer(), data.ImageFolder(tmp_path / "a.png"), view,
-                  [0], ["white"], torch.ones(1, 1))  # fmt: skip
-    page = np.asarray(Image.open(tmp_path / "page.png")).astype(float)[4:164, 4:284]
-    heat = np.maximum(page[..., 0] - page[..., 2], 0)  # red and yellow, not white, grey, black
-    scale = min(280 / width, 160 / height)  # the page's: the longer side fills the cell
-    rows, columns = np.indices(heat.shape)
-    centre = [(heat * axis).sum() / heat.sum() for axis in (rows, columns)]
-    expected = [scale * (top + height / 16), scale * (left + width / 16)]
-    # a cell of the map is 4 of 64 pixels
-    assert centre == pytest.approx(expected, abs=scale * max(height, width) * 4 / 64)
-
-
-def test_evaluate_on_unlabelled_images_only_predicts(scenes, trained, tmp_path, capsys):
-    folder = tmp_path / "images"
-    shutil.copytree(scenes / "pngs320H", folder)
-    code = train.main(["--evaluate", str(trained / "0/best.pt"), "--data", str(folder),
-                       "--out", str(tmp_path / "out"), "--device", "cpu"])  # fmt: skip
-    assert code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "predictions.csv",
-        "predictions.png",
-    ]
-    rows = predictions(tmp_path / "out/predictions.csv")
-    assert len(rows) == 31 and all(row["labels"] == "" for row in rows)
 
 
 def test_train_and_evaluate_own_classes(tmp_path, capsys):
