@@ -290,7 +290,7 @@ FAULTS = [
     ("the start is not seeded", "train.py",
      "    seed_everything(args.seed)\n", "", "test_train.py -k same_run_twice"),
     ("a flag without help", "train.py",
-     ', help="network [seresnext101]")', ")", "test_train.py -k help"),
+     ', help="network [seresnext101]")', ")", "test_flags.py -k help"),
     ("a README command with a flag that does not exist", "README.md",
      "--data mine.csv", "--dataset mine.csv", "test_readme.py"),
     ("kept values not scaled by 1 / (1 - p)", "mish_kernel.py",

@@ -1,11 +1,13 @@
-"""Every flag of training has the effect that a plain training, written with torch alone, has.
+"""The flags: what they are without being given, what is refused, and what each of them does.
 
-Each case is one run of the command line on 22 frames: its weights, its average and its log are
-compared with tests/plain.py's. What a flag does elsewhere is named in ELSEWHERE.
+Each of CASES is one run of the command line on 22 frames, whose weights, average and log are those
+of a plain training, written with torch alone: tests/plain.py. What a flag does elsewhere is named
+in ELSEWHERE.
 """
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -23,6 +25,215 @@ import train
 from tests import plain
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
+
+# --------------------------------------------------------- defaults, bounds, refused pairs
+
+
+def test_every_flag_has_help(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_args(["--help"])
+    text = capsys.readouterr().out
+    flags = re.findall(r"^  (--[a-z-]+)", text, re.M)
+    assert 30 < len(flags) <= 45 and "None" not in text
+    parts = re.split(r"^  --", text, flags=re.M)[1:]
+    for flag, part in zip(flags, parts, strict=True):
+        assert len(part.split()) >= 4, f"{flag} has no help"
+
+
+FINE_TUNED = {
+    "weights": "imagenet", "image_size": 128, "augment": "flip", "cache": "ram", "batch_size": 16,
+    "accumulate": 1, "optimizer": "adamw", "lr": 1e-3, "head_lr": 1e-3, "weight_decay": 5e-5,
+    "schedule": "cosine", "t_max": 0, "warmup": 1, "epochs": 3, "workers": 0, "amp": "off",
+}  # fmt: skip
+FROM_NOTHING = FINE_TUNED | {
+    "weights": "none", "image_size": 64, "augment": "none", "batch_size": 32, "warmup": 0,
+    "epochs": 2,
+}  # fmt: skip
+REPORTS = {
+    "head": "mish", "weights": "imagenet", "image_size": 224, "augment": "report", "cache": "off",
+    "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "head_lr": 0.05,
+    "weight_decay": 5e-5, "schedule": "two-stage", "t_max": 150, "warmup": 0, "epochs": 100,
+    "milestones": [5, 10, 20, 40, 75], "dropout": 0.5, "clip_grad": 5.0, "seed": 0, "ema": 0,
+    "pos_weight": 0, "freeze_backbone": 0, "fit": "squash", "labels": "visible", "split": "val",
+    "without": [], "extra": [], "blend": "mean", "benchmark": 0, "may_go_without": False,
+    "checkpoint_activations": False, "sync_bn": False, "freeze_bn": False, "compile": False,
+    "deterministic": False, "dry_run": False, "all_classes": False, "out": "runs/resnet34-A2D",
+    "resume": None, "evaluate": None, "explain": None, "arch": "resnet34", "data": "A2D/",
+    "device": "cpu", "amp": "off", "ranks": 1,
+}  # fmt: skip
+
+
+def recipe(flags, like, **options):
+    """Of the flags' values, those that `like` has."""
+    args = vars(train.parse_args([*flags.split(), "--device", "cpu"], **options))
+    return {name: args[name] for name in like}
+
+
+def test_recipes_of_the_report():
+    """Everything that a run without flags is made with, on a CPU."""
+    assert recipe("--arch resnet34 --data A2D/", REPORTS) == REPORTS
+    args = vars(train.parse_args("--arch resnet34 --data A2D/ --device cpu".split()))
+    assert args.keys() - REPORTS.keys() == {"workers", "argv"}
+    assert args["workers"] == min(8, os.cpu_count())
+    changed = {"batch_size": 24, "accumulate": 3}
+    for arch, changes in (
+        ("efficientnet_b7", changed), ("pnasnet5large", changed), ("seresnext101", {}),
+        ("efficientnet_b0", {}), ("tiny", {"weights": "none", "image_size": 64}),
+    ):  # fmt: skip
+        wanted = REPORTS | changes | {"arch": arch, "out": f"runs/{arch}-A2D"}
+        assert recipe(f"--arch {arch} --data A2D/", wanted) == wanted
+    assert train.parse_args(["--data", "A2D/"]).arch == "seresnext101"
+
+
+def test_recipes_of_the_drawn_scenes(monkeypatch):
+    """A published network is fine-tuned; from random weights, other rates and sizes."""
+    assert recipe("--arch resnet34", FINE_TUNED) == FINE_TUNED
+    assert recipe("--arch resnet34 --weights none", FROM_NOTHING) == FROM_NOTHING
+    assert recipe("--arch resnet34", FROM_NOTHING, scratch=True) == FROM_NOTHING
+    tiny = FROM_NOTHING | {"lr": 4e-3, "head_lr": 4e-3, "epochs": 30}
+    assert recipe("--arch tiny", tiny) == tiny
+    lite = FINE_TUNED | {"epochs": 5}
+    assert recipe("--arch efficientnet_lite0 --data demo:9/9", lite) == lite
+    given = FROM_NOTHING | {"lr": 0.1, "head_lr": 0.1, "image_size": 96}
+    assert recipe("--arch resnet34 --lr 0.1 --image-size 96", given, scratch=True) == given
+    timed = FINE_TUNED | {"weights": "none"}  # on which times do not depend
+    assert recipe("--arch resnet34 --benchmark", timed) == timed
+    assert train.parse_args(["--arch", "resnet34"]).may_go_without
+    for flags in ("--arch tiny", "--arch resnet34 --weights imagenet", "--data A2D/"):
+        assert not train.parse_args(flags.split()).may_go_without
+    own = train.parse_args(["--data", "demo.csv"])  # a file, and not the drawn scenes
+    assert (own.image_size, own.optimizer, own.may_go_without) == (224, "sgd", False)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_a_gpu = {"epochs": 10, "amp": "fp16", "device": "cuda", "workers": 0}
+    args = vars(train.parse_args(["--arch", "resnet34"]))
+    assert {name: args[name] for name in on_a_gpu} == on_a_gpu
+    args = train.parse_args(["--arch", "tiny"])
+    assert (args.epochs, args.device) == (30, "cuda")
+
+
+def test_run_folders_are_called_after_network_and_data():
+    for flags, folder in (
+        ("--arch tiny", "runs/tiny-demo"),
+        ("--arch tiny --data demo:8/4", "runs/tiny-demo"),
+        ("--data Release/", "runs/seresnext101-A2D"),
+        ("--data somewhere/Mine.CSV", "runs/seresnext101-Mine"),
+        ("--data somewhere/mine.csv --out x", "x"),
+    ):
+        assert train.parse_args(flags.split()).out == folder
+
+
+def usage(capsys, *flags):
+    with pytest.raises(SystemExit) as caught:
+        train.parse_args(list(flags))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_wrong_flags_are_refused_together(capsys):
+    flags = "--lr -1 --epochs 0 --batch-size 0 --ema 1 --dropout 2 --seed -1"
+    message = usage(capsys, *flags.split())
+    for flag in ("--lr", "--epochs", "--batch-size", "--ema", "--dropout", "--seed"):
+        assert f"{flag} " in message.split("error:")[1]
+    assert "--head mish" in usage(capsys, "--head", "linear", "--dropout", "0.1")
+    assert "--augment report" in usage(capsys, "--augment", "none", "--without", "gamma")
+    assert "--device" in usage(capsys, "--device", "tpu")
+    assert "--evaluate and --resume" in usage(capsys, "--evaluate", "a.pt", "--resume")
+    assert "--dry-run and --benchmark" in usage(capsys, "--benchmark", "--dry-run")
+    assert "--cache device" in usage(capsys, "--cache", "device", "--workers", "2")
+    assert "--explain" in usage(capsys, "--explain", "bird-flying")
+    assert "--blend" in usage(capsys, "--evaluate", "a.pt", "--blend", "fit")
+    assert "invalid choice" in usage(capsys, "--resume", "last.pt")
+    assert "--freeze-backbone" in usage(capsys, "--freeze-backbone", "3")
+    assert "invalid choice" in usage(capsys, "--arch", "resnet35")
+    assert "--lr, --with: not" in usage(capsys, "--evaluate", "a", "--lr", "1", "--with", "sharpen")
+    assert "--split" in usage(capsys, "--split", "test")
+    assert "--labels" in usage(capsys, "--augment", "none", "--labels", "frame")
+    assert "--milestones" in usage(capsys, "--schedule", "cosine", "--milestones", "5")
+    assert "--t-max" in usage(capsys, "--schedule", "multistep", "--t-max", "9")
+    assert "--milestones" in usage(capsys, "--schedule", "multistep", "--milestones", "0", "2")
+    if not torch.cuda.is_available():
+        assert "no CUDA" in usage(capsys, "--device", "cuda")
+
+
+BOUNDS = {  # flag: the last values that are taken, the first that are not
+    "--lr": ("1e-12", "0 -1 nan"), "--head-lr": ("1e-12", "0 nan"), "--epochs": ("1", "0"),
+    "--batch-size": ("1", "0"), "--accumulate": ("1", "0"), "--image-size": ("32", "31"),
+    "--weight-decay": ("0", "-1e-9 nan"), "--t-max": ("0", "-1"), "--warmup": ("0 0.1", "-0.1 nan"),
+    "--freeze-backbone": ("0", "-1"), "--clip-grad": ("0", "-1e-9"), "--pos-weight": ("0", "-0.1"),
+    "--workers": ("0", "-1"), "--benchmark": ("0", "-1"), "--milestones": ("1", "0 -1"),
+    "--seed": (f"0 {2**62 - 1}", f"-1 {2**62}"), "--dropout": ("0 1", "-0.01 1.01 nan"),
+    "--ema": ("0 0.999999", "-0.01 1 nan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", BOUNDS)
+def test_values_up_to_the_bound_are_taken(capsys, flag):
+    taken, refused = (values.split() for values in BOUNDS[flag])
+    data = ["--data", "A2D/"]
+    for value in taken:
+        args = vars(train.parse_args([*data, flag, value]))
+        given = args[flag[2:].replace("-", "_")]
+        assert given == ([int(value)] if isinstance(given, list) else type(given)(value))
+    for value in refused:
+        message = usage(capsys, *data, f"{flag}={value}").split("error: ")[1]
+        first, *others = message.split("; ")
+        assert first.startswith(f"{flag} ") and ": must be " in first
+        assert len(others) == (flag == "--lr")  # --head-lr, which it gives its value to
+
+
+TOGETHER = {  # flags that cannot work: what is said of them, and the like that can
+    "--head linear --dropout 0.1": ("--dropout belongs", ["--head linear", "--dropout 0.1"]),
+    "--augment none --without gamma": ("need --augment report", ["--without gamma"]),
+    "--augment flip --with sharpen": ("need --augment report", ["--augment report --with sharpen"]),
+    "--augment none --labels frame": ("need --augment report", ["--labels frame"]),
+    "--split test": ("--split: of --evaluate", ["--evaluate a --split test"]),
+    "--schedule cosine --milestones 9": ("cosine has none", ["--schedule multistep --milestones 9",
+                                                             "--milestones 9"]),
+    "--schedule multistep --t-max 9": ("of the cosine", ["--schedule cosine --t-max 9",
+                                                         "--t-max 9"]),
+    "--epochs 2 --freeze-backbone 2": ("no epoch for it", ["--epochs 3 --freeze-backbone 2"]),
+    "--cache device --workers 1": ("in no other", ["--cache ram --workers 1", "--cache device"]),
+    "--explain x": ("goes with --evaluate", ["--evaluate a --explain x"]),
+    "--evaluate a --blend fit": ("of several", ["--evaluate a b --blend fit", "--evaluate a b"]),
+    "--sync-bn": ("torchrun on GPUs", []),
+    "--device cpu:0": ("is cpu, cuda or cuda:N", ["--device cpu"]),
+    "--device acuda": ("is cpu, cuda or cuda:N", []),
+    "--evaluate a --dry-run": ("choose one", ["--dry-run"]),
+    "--evaluate a --benchmark": ("choose one", ["--benchmark"]),
+    "--evaluate a --resume": ("choose one", ["--resume"]),
+    "--dry-run --benchmark": ("choose one", []),
+    "--dry-run --resume": ("choose one", []),
+    "--benchmark --resume": ("choose one", []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", TOGETHER)
+def test_flags_that_cannot_work_together_are_refused_and_others_are_not(capsys, flags):
+    says, others = TOGETHER[flags]
+    assert says in usage(capsys, "--data", "A2D/", *flags.split()).split("error: ")[1]
+    for other in others:
+        train.parse_args(["--data", "A2D/", *other.split()])
+
+
+def test_an_evaluation_takes_what_it_heeds_and_no_more(capsys):
+    heeded = ("--arch tiny --data A2D/ --split test --workers 1 --cache ram --batch-size 3 "
+              "--amp bf16 --deterministic --device cpu --out x --blend fit --explain y "
+              "--all-classes")  # fmt: skip
+    args = train.parse_args(["--evaluate", "a", "b", *heeded.split()])
+    assert (args.arch, args.batch_size, args.split) == ("tiny", 3, "test")
+    assert train.parse_args(["--evaluate", "a"]).arch is None  # the checkpoint's
+    others = ("--head linear|--weights none|--dropout 0.1|--checkpoint-activations|--freeze-bn|"
+              "--freeze-backbone 1|--image-size 64|--fit letterbox|--labels frame|--augment none|"
+              "--without gamma|--with sharpen|--optimizer adam|--lr 1|--head-lr 1|--weight-decay 1|"
+              "--schedule cosine|--t-max 1|--milestones 1|--warmup 1|--epochs 1|--accumulate 2|"
+              "--clip-grad 1|--pos-weight 1|--ema 0.5|--compile|--seed 1")  # fmt: skip
+    for flags in others.split("|"):
+        message = usage(capsys, "--evaluate", "a", *flags.split()).split("error: ")[1]
+        assert f"{flags.split()[0]}: not of an evaluation" in message
+
+
+# ------------------------------------------------------------------------------ their effects
 
 LR = 0.02  # SMALL's
 ETA_MIN = 5e-6
@@ -107,16 +318,16 @@ CASES = {
 TESTS = Path(__file__).parent
 # What no case above shows, and the test that does.
 ELSEWHERE = {
-    "--arch": "test_train.py test_recipes_of_the_drawn_scenes",
+    "--arch": "test_flags.py test_recipes_of_the_drawn_scenes",
     "--weights": "test_flags.py test_weights_of_a_file",
-    "--sync-bn": "test_train.py test_wrong_flags_are_refused",  # it needs several GPUs
+    "--sync-bn": "test_flags.py test_wrong_flags_are_refused",  # it needs several GPUs
     "--data": "test_train.py test_train_and_evaluate_own_classes",
     "--split": "test_evaluate.py test_split",
     "--cache": "test_train.py test_frames_kept_are_decoded_once",
     "--compile": "test_train.py test_a_resumed_run_ends",
     "--deterministic": "test_flags.py test_deterministic",
     "--device": "test_train.py test_no_step_waits_for_a_pretended_gpu",
-    "--out": "test_train.py test_run_folders_are_called",
+    "--out": "test_flags.py test_run_folders_are_called",
     "--resume": "test_flags.py test_a_resume_goes_on",
     "--evaluate": "test_evaluate.py test_scores",
     "--blend": "test_evaluate.py test_a_blend",

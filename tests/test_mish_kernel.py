@@ -37,7 +37,7 @@ def python(*arguments, **environment):
 @needs_triton
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_kernels_in_the_interpreter(which):
-    options = ["-q", "-n", "0", "-m", which]
+    options = ["-q", "-x", "-n", "0", "-m", which]
     run = python("-m", "pytest", *options, "tests/mish_interpreter.py", TRITON_INTERPRET="1")
     assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-5000:] + run.stderr[-2000:]
 
