@@ -804,6 +804,10 @@ def make_optimizer(net, args):
     optimizer = kinds[args.optimizer](groups, fused=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    if args.optimizer == "sgd":
+        # The fused SGD would take unwritten memory for it where the first step overflows in fp16.
+        for parameter in net.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 

@@ -352,10 +352,12 @@ def test_f18_an_overflowing_step_is_left_out_and_counted(scenes, tmp_path):
     assert after["scaler"]["scale"] == before["scaler"]["scale"] / 2
 
 
-def test_f18_overflow_without_end_stops_the_run(scenes, tmp_path):
-    flags = ["--amp", "fp16", "--batch-size", "1"]
-    code, text = trained(scenes, tmp_path / "run", *flags, plant=lambda: overflowing(range(999)))
-    assert code == 4 and "overflowed in 22 of 22 steps" in text
+@pytest.mark.parametrize("steps, code", [(10, 0), (11, 4), (22, 4)])
+def test_f18_overflow_in_more_than_ten_steps_stops_the_run(scenes, tmp_path, steps, code):
+    flags = "--amp fp16 --batch-size 1 --epochs 1 --lr 1e-6".split()
+    planted = range(1, 1 + steps)
+    ended, text = trained(scenes, tmp_path / "run", *flags, plant=lambda: overflowing(planted))
+    assert ended == code and (f"overflowed in {steps} of 22 steps of epoch 1" in text) == (code > 0)
 
 
 # ---------------------------------------------------------------- F27 to F30: shapes and resources
