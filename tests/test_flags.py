@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 import pytest
+import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -631,6 +632,21 @@ def test_the_log_and_the_best_are_of_the_average_on_validation_frames(averaged, 
     assert row["val_f1"] == pytest.approx(f1, abs=1e-6)
     loss = F.binary_cross_entropy(probabilities, labels.double()).item()
     assert row["val_loss"] == pytest.approx(loss, rel=1e-5)
+    at_half = probabilities >= 0.5
+    or_best = at_half | (F.one_hot(probabilities.argmax(1), 43).bool() & ~at_half.any(1)[:, None])
+    chosen = probabilities >= threshold
+    for names, predicted in (
+        (("val_precision", "val_recall", "val_f1"), chosen), ((0, 0, "val_f1_at_half"), at_half),
+        ((0, 0, "val_f1_top1"), or_best),
+    ):  # fmt: skip
+        *expected, _ = sklearn.metrics.precision_recall_fscore_support(
+            labels.bool(), predicted, average="samples", zero_division=0
+        )
+        for name, value in zip(names, expected, strict=True):
+            assert not name or row[name] == pytest.approx(value, abs=1e-9)
+    present = labels.any(0)
+    mean_ap = sklearn.metrics.average_precision_score(labels[:, present], probabilities[:, present])
+    assert row["val_map"] == pytest.approx(mean_ap, abs=1e-6)
     others = plain.tiny({k: v.double() for k, v in last["model"].items()}, images).sigmoid()
     assert (others - probabilities).abs().max() > 1e-3  # the raw weights would score otherwise
 

@@ -621,6 +621,23 @@ def test_progress_begins_with_what_matters_and_fits_80_columns(monkeypatch):
     assert "left 0:00, of the run 1:42:50" in last and last.endswith("memory 12.3 GB\n")
 
 
+def test_a_pass_divides_its_time_among_the_parts_of_a_step(monkeypatch):
+    now = iter([10, 11, 13, 16, 20, 25, 30, 40, 41, 50, 60, 61])
+    monkeypatch.setattr(train, "time", Namespace(monotonic=lambda: next(now)))
+    progress = train.Progress("", 9, torch.device("cpu"))
+    progress.restart()
+    for part in train.PARTS:
+        progress.mark(part)
+    row = progress.summary(30)  # after 20 s
+    assert (row["seconds"], row["images_per_second"], row["data_wait"]) == (20, 1.5, 0.05)
+    assert list(progress.seconds.values()) == [1, 2, 3, 4, 5] and 0.01 < row["memory_gb"] < 100
+    progress.restart(warm=20)
+    progress.mark("data")
+    row = progress.summary(30)  # ten more frames, in ten seconds, of which one for the data
+    assert (row["seconds"], row["images_per_second"], row["data_wait"]) == (10, 1, 0.1)
+    assert [progress.due(3), progress.due(3)] == [True, True]  # 20 s after the last line, and 21
+
+
 def test_times_in_words():
     assert [train.clock(s) for s in (0.4, 59.6, 3599, 7322)] == ["0:00", "1:00", "59:59", "2:02:02"]
     told = ["about 10 s", "about 90 s", "about 2 min", "about 1.5 h"]
