@@ -28,6 +28,14 @@ def tree(tmp_path_factory):
     return root
 
 
+def test_without_numbers_there_are_1024_and_256_frames(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo, "write_frame", lambda *arguments: drawn.append(arguments) or ("", ""))
+    folder = demo.cached(progress=None)
+    assert folder.name.endswith("-seed0-1024-256") and len(drawn) == 1024 + 256
+
+
 def read_list(root, split):
     return (root / "list" / f"{split}.txt").read_text().split("\n")
 

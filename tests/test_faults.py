@@ -344,6 +344,7 @@ def test_f18_an_overflowing_step_is_left_out_and_counted(scenes, tmp_path):
     assert code == 0
     log = checkpoint.read_log(out / "log.jsonl")
     assert [row["skipped"] for row in log] == [0, 0, 1]
+    assert log[1]["gradient_norm"] > log[2]["gradient_norm"] == 0  # what overflowed has no norm
     rates = [train.lr_factor(schedule(t_max=0, lr=0.02, epochs=3), step, 1) for step in range(3)]
     assert [row["lr"] for row in log] == pytest.approx([0.02 * rate for rate in rates])
     before, after = (checkpoint.load(out / f"last{p}.pt") for p in (".prev", ""))

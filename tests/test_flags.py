@@ -41,6 +41,20 @@ def test_every_flag_has_help(capsys):
         assert len(part.split()) >= 4, f"{flag} has no help"
 
 
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for ranks, flags, device in (
+        ("2", "", "cuda:1"), ("2", "--device cuda", "cuda:1"), ("2", "--device cuda:0", "cuda:0"),
+        ("2", "--device cpu", "cpu"), ("1", "", "cuda"), ("two", "", "cuda"),
+    ):  # fmt: skip
+        monkeypatch.setenv("WORLD_SIZE", ranks)
+        args = train.parse_args(["--data", "A2D/", *flags.split()])
+        assert (args.device, args.ranks) == (device, 2 if ranks == "2" else 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.parse_args(["--sync-bn"]).sync_bn
+
+
 FINE_TUNED = {
     "weights": "imagenet", "image_size": 128, "augment": "flip", "cache": "ram", "batch_size": 16,
     "accumulate": 1, "optimizer": "adamw", "lr": 1e-3, "head_lr": 1e-3, "weight_decay": 5e-5,

@@ -554,6 +554,8 @@ def test_text_fits_a_screen_and_says_where_the_threshold_is_from():
 def test_the_constant_answer_is_scored_by_its_definition():
     """Against scikit-learn, on classes of which the second is the commonest in training."""
     target = random_labels(5, 60, 4, 0.3)
+    always = metrics.constant_answer([1.0, 0.0], [[1, 0], [0, 1]], ["a", "b"])
+    assert always["loss"] == pytest.approx(-(np.log(1 - 1e-4) + np.log(1e-4)) / 2)
     frequency = [0.2, 0.6, 0.0, 1.0 / 3]
     pred = np.tile([0, 1, 0, 0], (60, 1))
     theirs = peer.precision_recall_fscore_support(
@@ -578,6 +580,21 @@ def test_the_constant_answer_is_scored_by_its_definition():
     perfect = metrics.report(target * 0.9, target, 0.5, names, frequency=frequency)
     assert "no better" not in metrics.format_report(perfect)
     assert metrics.format_zero(perfect).startswith("F1 ")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_predictions_are_names_and_scores(tmp_path, labelled):
+    scores, pred = [[0.25, 0.75], [0.5, 0.00004]], [[False, True], [True, True]]
+    target = [[1, 0], [0, 0]] if labelled else None
+    path = tmp_path / "predictions.csv"
+    metrics.write_predictions(path, ["v/1", "v,2"], ["a-b", "c"], scores, pred, target)
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["name", "predicted", "labels", "a-b", "c"],
+        ["v/1", "c", "a-b" if labelled else "", "0.2500", "0.7500"],
+        ["v,2", "a-b|c", "", "0.5000", "0.0000"],
+    ]
 
 
 def test_csv_has_every_class_in_order_at_full_precision(tmp_path):

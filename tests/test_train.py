@@ -581,6 +581,7 @@ def test_benchmark_times_both_and_writes_nothing(scenes, tmp_path, capsys, monke
         shares = [float(share) for share in re.findall(r"([\d.]+)%", line)]
         # of all five parts: what is left is the printing; each of them is rounded to 0.1
         assert len(shares) == 5 and 60 < sum(shares) <= 100.3
+        assert min(shares[2:4]) > 5  # forward and backward
     low, high = map(float, re.findall(r"[\d.]+", ratio)[-2:])
     assert low <= float(re.search(r"is ([\d.]+) times", ratio)[1]) <= high
     assert min(rates) > 0 and not (tmp_path / "run").exists()
