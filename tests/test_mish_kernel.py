@@ -377,6 +377,20 @@ def test_module_on_the_cpu_is_its_sequential():
     assert not logits.requires_grad
     head.eval()
     torch.testing.assert_close(head(x), mk.mish_head(x, *head.parameters(), 0.4, False))
+    first, _, dropout, last = mk.MishHead(20)  # the report's
+    assert (first.out_features, dropout.p, last.out_features) == (256, 0.5, 43)
+
+
+def test_more_dimensions_are_more_rows():
+    torch.manual_seed(0)
+    head = mk.MishHead(20, 7, hidden=12, p=0.0)
+    x, target = torch.randn(2, 3, 20), (torch.rand(2, 3, 7) < 0.3).float()
+    loss, logits = mk.mish_head_bce(x, *head.parameters(), target, 0.0)
+    flat, rows = mk.mish_head_bce(x.view(6, 20), *head.parameters(), target.view(6, 7), 0.0)
+    torch.testing.assert_close(loss, flat)
+    torch.testing.assert_close(logits, rows.view(2, 3, 7))
+    with pytest.raises(ValueError, match="target"):
+        mk.mish_head_bce(x, *head.parameters(), target[:1], 0.0)
 
 
 def test_head_on_the_cpu_against_float64():
