@@ -323,24 +323,25 @@ def test_f16_no_worker_outlives_the_run(scenes, tmp_path, how):
 # ---------------------------------------------------------------- F18: fp16 gradients that overflow
 
 
-def overflowing(steps):
-    """The head's gradient is inf in the given steps, counted from 1; the loss stays finite."""
+def overflowing(steps, by=torch.inf):
+    """The head's gradient overflows in the given steps, counted from 1; the loss stays finite."""
     real, count = model.create_model, itertools.count(1)
 
     def create(*args, **kwargs):
         net = real(*args, **kwargs)
         last = [p for p in net.head.parameters() if p.requires_grad][-1]
-        last.register_hook(lambda g: g * torch.inf if next(count) in steps else g)
+        last.register_hook(lambda g: g * by if next(count) in steps else g)
         return net
 
     model.create_model = create
 
 
-def test_f18_an_overflowing_step_is_left_out_and_counted(scenes, tmp_path):
+@pytest.mark.parametrize("by", [torch.inf, torch.nan])
+def test_f18_an_overflowing_step_is_left_out_and_counted(scenes, tmp_path, by):
     """22 frames, one batch an epoch: left out, epoch 3 must change neither weights nor average."""
     flags = ["--amp", "fp16", "--ema", "0.5", "--batch-size", "22", "--freeze-bn"]
     out = tmp_path / "run"
-    code, _ = trained(scenes, out, *flags, plant=lambda: overflowing({3}))
+    code, _ = trained(scenes, out, *flags, plant=lambda: overflowing({3}, by))
     assert code == 0
     log = checkpoint.read_log(out / "log.jsonl")
     assert [row["skipped"] for row in log] == [0, 0, 1]
