@@ -805,7 +805,8 @@ def make_optimizer(net, args):
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if args.optimizer == "sgd":
-        # The fused SGD would take unwritten memory for it where the first step overflows in fp16.
+        # torch's fused SGD makes this buffer in its first step and, if that overflows in fp16,
+        # leaves it unwritten: the next step would take what memory held for momentum.
         for parameter in net.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -1,6 +1,6 @@
 """Does the suite notice a broken program? Plants one mistake at a time and runs the tests near it.
 
-    python -m tests.mutate                          # the list below, about six minutes
+    python -m tests.mutate                          # the list below, about four minutes
     python -m tests.mutate clip best                # those whose name has one of these words
     python -m tests.mutate --random 100 --seed 0    # mechanical mistakes at random places
     python -m tests.mutate --random 20 train.py     # of one module
@@ -392,14 +392,22 @@ class FirstFailure:
 
 def start(mutant, folder):
     """The process that tries a mutant in a copy of the project, and leaves folder/first."""
-    copy, first = folder / "project", folder / "first"
+    copy = folder / "project"
     left_out = shutil.ignore_patterns(".git", "runs", "venv", "__pycache__")
     shutil.copytree(ROOT, copy, ignore=left_out)
     (copy / mutant.file).write_text(mutant.text, "utf-8")
     sys.stdout.flush()
     process = os.fork()
-    if process:
-        return process
+    if process == 0:
+        try:
+            run_tests(mutant.tests, copy, folder)
+        finally:
+            os._exit(0)
+    return process
+
+
+def run_tests(tests, copy, folder):
+    """Runs pytest in this process, as in a fresh one whose folder is the copy."""
     os.setsid()
     with open(folder / "output", "w") as output:
         os.dup2(output.fileno(), 1)
@@ -412,11 +420,7 @@ def start(mutant, folder):
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
     flags = ["-q", "--tb=short", "-n", "0", "--basetemp", str(folder / "temporary")]
-    try:
-        pytest.main([*flags, *mutant.tests], plugins=[FirstFailure(first)])
-    finally:
-        os._exit(0)
-    return None
+    pytest.main([*flags, *tests], plugins=[FirstFailure(folder / "first")])
 
 
 def tried(mutants, jobs):

@@ -1,7 +1,6 @@
 """A plain training of the tiny network, written with torch alone in float64: what train.py, by
 another road, has to arrive at. Nothing here calls the program."""
 
-import copy
 import math
 
 import numpy as np
@@ -22,6 +21,7 @@ def tiny(weights, images, batch_statistics=False, moving=None, kept=1.0):
     moving            a dict that takes the running statistics after this batch
     kept              (B, 256) by which dropout multiplies
     """
+    weights = {name: tensor.double() for name, tensor in weights.items()}
     x = images
     for i, (stride, pooled) in enumerate(zip(STRIDES, POOLED, strict=True)):
         w = {name: weights[f"blocks.{i}.bn.{name}"]
@@ -53,6 +53,21 @@ def tiny(weights, images, batch_statistics=False, moving=None, kept=1.0):
 def read(path):
     """(3, H, W) float64 levels of a picture."""
     return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).double()
+
+
+def own_csv(folder, classes, rows):
+    """A CSV of one's own: pictures 0.png, 1.png … of one colour, classes.txt beside it.
+
+    rows  [(size (width, height), colour, labels, split), …]
+    """
+    folder.mkdir(exist_ok=True)
+    lines = ["path,labels,split"]
+    for i, (size, colour, labels, split) in enumerate(rows):
+        Image.new("RGB", size, colour).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{labels},{split}")
+    (folder / "classes.txt").write_text("\n".join(classes))
+    (folder / "own.csv").write_text("\n".join(lines))
+    return folder / "own.csv"
 
 
 def view(levels, size, fit="squash", mean=IMAGENET[0], std=IMAGENET[1]):
@@ -172,4 +187,4 @@ class Training:
 
     def scored(self):
         """The weights that an evaluation has to take."""
-        return copy.copy(self.average or {k: v.detach() for k, v in self.weights.items()})
+        return self.average or {k: v.detach() for k, v in self.weights.items()}

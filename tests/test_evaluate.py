@@ -10,6 +10,7 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from test_flags import sklearns
 from test_train import CUDA, run
 
 import augment
@@ -52,7 +53,6 @@ def probabilities(file, paths):
     """(N, C) float64 of a checkpoint's network on pictures, from its average where it has one."""
     state = checkpoint.load(file)
     weights = state["model"] if state["average"] is None else state["average"]
-    weights = {k: v.double() for k, v in weights.items()}
     inputs, fit = state["input_config"], state["args"]["fit"]
     images = [plain.view(plain.read(path), inputs["size"], fit, inputs["mean"], inputs["std"])
               for path in paths]  # fmt: skip
@@ -81,11 +81,10 @@ def check_predictions(path, names, expected, threshold, labels=None):
         assert row["labels"] == "|".join(data.CLASSES[c] for c in truth)
 
 
-def sklearns(predicted, labels, average="samples"):
-    *scores, _ = sklearn.metrics.precision_recall_fscore_support(
-        labels.bool(), predicted, average=average, zero_division=0
-    )
-    return scores
+def words_of_line(text, start):
+    """The words of the one line that begins so."""
+    (line,) = (line for line in text.splitlines() if line.startswith(start))
+    return line.split()
 
 
 def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
@@ -93,9 +92,8 @@ def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
     names, paths, labels = pictures
     assert evaluate(tmp_path, members[0], "--data", scenes) == 0
     state, expected = checkpoint.load(members[0]), probabilities(members[0], paths)
-    raw = {k: v.double() for k, v in state["model"].items()}
     images = torch.stack([plain.view(plain.read(path), 32) for path in paths])
-    assert (plain.tiny(raw, images).sigmoid() - expected).abs().max() > 1e-3
+    assert (plain.tiny(state["model"], images).sigmoid() - expected).abs().max() > 1e-3
     threshold = state["threshold"]
     check_predictions(tmp_path / "predictions.csv", names, expected, threshold, labels)
 
@@ -103,8 +101,8 @@ def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
     printed = capsys.readouterr().out
     percent = [f"{100 * score:.1f}" for score in sklearns(predicted, labels)]
     at = f"mean over images, >= {threshold:.3g} (validation in training)"
-    assert re_line(printed, at)[-3:] == percent
-    assert re_line(printed, f"{members[0]} (tiny, epoch {state['epoch']})")[-5:] == [
+    assert words_of_line(printed, at)[-3:] == percent
+    assert words_of_line(printed, f"{members[0]} (tiny, epoch {state['epoch']})")[-5:] == [
         "1.00", f"{threshold:.2f}", *percent
     ]  # fmt: skip
     per_class = zip(*sklearns(predicted, labels, None), strict=True)
@@ -119,17 +117,10 @@ def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
             assert float(row["ap"]) == pytest.approx(ap)
         else:
             assert row["ap"] == ""
-    constant = checkpoint.load(members[0])["frequency"].double().clamp(1e-4, 1 - 1e-4)
+    constant = state["frequency"].double().clamp(1e-4, 1 - 1e-4)
     loss = F.binary_cross_entropy(expected, labels.double())
-    of_constant = F.binary_cross_entropy(
-        constant.expand(9, -1), labels.double()
-    )
+    of_constant = F.binary_cross_entropy(constant.expand(9, -1), labels.double())
     assert f"loss {loss:.4f}, of the constant answer {of_constant:.4f}" in printed
-
-
-def re_line(text, start):
-    (line,) = (line for line in text.splitlines() if line.startswith(start))
-    return line.split()
 
 
 def test_a_blend_of_members_that_see_differently(scenes, members, pictures, tmp_path, capsys):
@@ -147,7 +138,7 @@ def test_a_blend_of_members_that_see_differently(scenes, members, pictures, tmp_
         ("blend", "1.00", threshold, (a + b) / 2),
     ):  # fmt: skip
         percent = [f"{100 * score:.1f}" for score in sklearns(scores >= at, labels)]
-        assert re_line(printed, start)[-5:] == [weight, f"{at:.2f}", *percent]
+        assert words_of_line(printed, start)[-5:] == [weight, f"{at:.2f}", *percent]
 
 
 def test_a_blend_of_a_file_has_its_weights_and_threshold(scenes, members, pictures, tmp_path):
@@ -176,7 +167,7 @@ def test_a_fitted_blend_is_the_best_of_its_grid(scenes, members, pictures, tmp_p
     assert plain.best_f1(expected, labels) == pytest.approx((kept["threshold"], highest))
     percent = [f"{100 * score:.1f}" for score in sklearns(expected >= kept["threshold"], labels)]
     at = f"mean over images, >= {kept['threshold']:.3g} (these frames)"
-    assert re_line(capsys.readouterr().out, at)[-3:] == percent
+    assert words_of_line(capsys.readouterr().out, at)[-3:] == percent
 
 
 def test_a_blend_that_is_of_others_or_no_blend_is_refused(scenes, members, tmp_path, capsys):
@@ -234,8 +225,7 @@ def page(frames, captions, columns):
     pen = ImageDraw.Draw(sheet)
     for k, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
         left, top = 288 * (k % columns), cell * (k // columns)
-        if frame is not None:
-            sheet.paste(ImageOps.contain(frame, (280, 160)), (left + 4, top + 4))
+        sheet.paste(ImageOps.contain(frame, (280, 160)), (left + 4, top + 4))
         for n, (text, colour) in enumerate(caption):
             place = (left + 4, top + 164 + 12 * n)
             pen.text(place, text, colour, font=ImageFont.load_default())
@@ -353,19 +343,14 @@ def test_an_explanation_lies_where_the_network_looked(tmp_path, fit, height, wid
 
 def test_a_checkpoint_of_two_classes_scores_its_own(tmp_path):
     """Classes are in the order of classes.txt, and a label's column is its name's."""
-    lines = ["path,labels,split"]
-    for i in range(8):
-        Image.new("RGB", (40, 40), (250 * (i % 2), 0, 250 * (1 - i % 2))).save(
-            tmp_path / f"{i}.png"
-        )
-        lines.append(f"{i}.png,{('zebra', 'ant')[i % 2]},{'train' if i < 4 else 'val'}")
-    (tmp_path / "classes.txt").write_text("zebra\nant\n")
-    (tmp_path / "own.csv").write_text("\n".join(lines))
+    pair = [((40, 40), (0, 0, 250), "zebra"), ((40, 40), (250, 0, 0), "ant")]
+    rows = [(*picture, split) for split in ("train", "train", "val", "val") for picture in pair]
+    own = plain.own_csv(tmp_path, ["zebra", "ant"], rows)
     flags = "--augment none --epochs 40 --optimizer adamw --lr 0.01 --dropout 0".split()
-    assert run(tmp_path / "own.csv", tmp_path / "run", *flags) == 0
+    assert run(own, tmp_path / "run", *flags) == 0
     best = checkpoint.load(tmp_path / "run/best.pt")
     assert best["class_names"] == ["zebra", "ant"] and best["best"]["f1"] == 1
-    assert evaluate(tmp_path, tmp_path / "run/best.pt", "--data", tmp_path / "own.csv") == 0
+    assert evaluate(tmp_path, tmp_path / "run/best.pt", "--data", own) == 0
     for i, row in enumerate(table(tmp_path / "predictions.csv"), 4):
         assert row["name"] == f"{i}.png"
         assert row["predicted"] == row["labels"] == ("zebra", "ant")[i % 2]

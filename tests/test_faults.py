@@ -29,7 +29,7 @@ import data
 import metrics
 import model
 import train
-from tests import bench_step
+from tests import bench_step, plain
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
 if not hasattr(os, "fork"):
@@ -367,16 +367,10 @@ def test_f18_overflow_in_more_than_ten_steps_stops_the_run(scenes, tmp_path, ste
 
 def own_images(folder, train_labels, val_labels):
     """A CSV of grey pictures with the given labels."""
-    folder.mkdir(exist_ok=True)
-    lines = ["path,labels,split"]
-    for split, rows in (("train", train_labels), ("val", val_labels)):
-        for i, labels in enumerate(rows):
-            name = f"{split}{i}.png"
-            data.Image.new("RGB", (20 + i, 30), (9 * i, 90, 50)).save(folder / name)
-            lines.append(f"{name},{labels},{split}")
-    (folder / "classes.txt").write_text("a\nb\nnever\n")
-    (folder / "own.csv").write_text("\n".join(lines))
-    return folder / "own.csv"
+    rows = [((20 + i, 30), (9 * i, 90, 50), labels, split)
+            for split, some in (("train", train_labels), ("val", val_labels))
+            for i, labels in enumerate(some)]  # fmt: skip
+    return plain.own_csv(folder, ["a", "b", "never"], rows)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import pytest
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from test_train import run
 
 import augment
@@ -269,9 +268,11 @@ def head_at(head_lr):
     return [(cosine(step), head_lr * cosine(step) / LR) for step in range(STEPS)]
 
 
+ONE_EPOCH = [both(map(cosine, range(3)))]
+TWO_EPOCHS = [*ONE_EPOCH, both(map(cosine, range(3, 6)))]
 # flags, [(rate of backbone and head in each step) of each epoch], what plain.Training is made with
 CASES = {
-    "--optimizer sgd": ("--weight-decay 0.1", [both(map(cosine, range(3)))], {"decay": 0.1}),
+    "--optimizer sgd": ("--weight-decay 0.1", ONE_EPOCH, {"decay": 0.1}),
     "--optimizer adam": (
         "--optimizer adam --lr 0.001 --weight-decay 0.1",
         [both(cosine(s, lr=0.001) for s in range(3))],
@@ -284,20 +285,15 @@ CASES = {
     ),
     "--lr": ("--lr 0.003", [both(cosine(s, lr=0.003) for s in range(3))], {}),
     "--head-lr": ("--head-lr 0.1", [head_at(0.1)], {}),
-    "--clip-grad": ("--clip-grad 0.05", [both(map(cosine, range(3)))], {"clip": 0.05}),
+    "--clip-grad": ("--clip-grad 0.05", ONE_EPOCH, {"clip": 0.05}),
     "--batch-size": ("--batch-size 5", [both(map(cosine, range(5)))], {}),
     "--accumulate": ("--accumulate 2", [both(map(cosine, range(2)))], {}),
-    "--pos-weight": ("--pos-weight 3", [both(map(cosine, range(3)))], {}),
-    "--epochs": (
-        "--epochs 2", [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {},
-    ),
-    "--freeze-backbone": (
-        "--freeze-backbone 1 --epochs 2",
-        [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {},
-    ),
-    "--freeze-bn": ("--freeze-bn", [both(map(cosine, range(3)))], {"freeze_bn": True}),
-    "--ema": ("--ema 0.9", [both(map(cosine, range(3)))], {"ema": 0.9}),
-    "--ema 0.1": ("--ema 0.1", [both(map(cosine, range(3)))], {"ema": 0.1}),
+    "--pos-weight": ("--pos-weight 3", ONE_EPOCH, {}),
+    "--epochs": ("--epochs 2", TWO_EPOCHS, {}),
+    "--freeze-backbone": ("--freeze-backbone 1 --epochs 2", TWO_EPOCHS, {}),
+    "--freeze-bn": ("--freeze-bn", ONE_EPOCH, {"freeze_bn": True}),
+    "--ema": ("--ema 0.9", ONE_EPOCH, {"ema": 0.9}),
+    "--ema 0.1": ("--ema 0.1", ONE_EPOCH, {"ema": 0.1}),
     "--t-max": ("--t-max 2", [both(cosine(s, 2) for s in range(3))], {}),
     "--t-max 0": ("--t-max 0 --epochs 2", [both(cosine(s, 6) for s in range(3)),
                                            both(cosine(s, 6) for s in range(3, 6))], {}),
@@ -312,23 +308,19 @@ CASES = {
         "--warmup 1 --schedule multistep --milestones 9 --epochs 2",
         [both([LR / 4, LR / 2, 3 * LR / 4]), both([LR] * 3)], {},
     ),
-    "--seed": ("--seed 3 --epochs 2",
-               [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {}),
-    "--head": ("--head linear", [both(map(cosine, range(3)))], {}),
-    "--dropout": ("--dropout 0.3 --epochs 2",
-                  [both(map(cosine, range(3))), both(map(cosine, range(3, 6)))], {}),
-    "--image-size": ("--image-size 48", [both(map(cosine, range(3)))], {}),
-    "--fit": ("--fit letterbox", [both(map(cosine, range(3)))], {}),
-    "--augment flip": ("--augment flip", [both(map(cosine, range(3)))], {}),
-    "--augment report": ("--augment report", [both(map(cosine, range(3)))], {}),
-    "--without": (
-        "--augment report --without crop rotate hsv", [both(map(cosine, range(3)))], {},
-    ),
-    "--with": ("--augment report --with vflip sharpen", [both(map(cosine, range(3)))], {}),
-    "--labels": ("--augment report --labels frame", [both(map(cosine, range(3)))], {}),
-    "--amp": ("--amp bf16", [both(map(cosine, range(3)))], {}),
-    "--checkpoint-activations": ("--checkpoint-activations", [both(map(cosine, range(3)))], {}),
-    "--workers": ("--workers 1 --cache off", [both(map(cosine, range(3)))], {}),
+    "--seed": ("--seed 3 --epochs 2", TWO_EPOCHS, {}),
+    "--head": ("--head linear", ONE_EPOCH, {}),
+    "--dropout": ("--dropout 0.3 --epochs 2", TWO_EPOCHS, {}),
+    "--image-size": ("--image-size 48", ONE_EPOCH, {}),
+    "--fit": ("--fit letterbox", ONE_EPOCH, {}),
+    "--augment flip": ("--augment flip", ONE_EPOCH, {}),
+    "--augment report": ("--augment report", ONE_EPOCH, {}),
+    "--without": ("--augment report --without crop rotate hsv", ONE_EPOCH, {}),
+    "--with": ("--augment report --with vflip sharpen", ONE_EPOCH, {}),
+    "--labels": ("--augment report --labels frame", ONE_EPOCH, {}),
+    "--amp": ("--amp bf16", ONE_EPOCH, {}),
+    "--checkpoint-activations": ("--checkpoint-activations", ONE_EPOCH, {}),
+    "--workers": ("--workers 1 --cache off", ONE_EPOCH, {}),
 }  # fmt: skip
 TESTS = Path(__file__).parent
 # What no case above shows, and the test that does.
@@ -634,13 +626,20 @@ def averaged(scenes, tmp_path_factory):
     return out
 
 
+def sklearns(predicted, labels, average="samples"):
+    """Precision, recall, F1."""
+    *scores, _ = sklearn.metrics.precision_recall_fscore_support(
+        labels.bool(), predicted, average=average, zero_division=0
+    )
+    return scores
+
+
 def test_the_log_and_the_best_are_of_the_average_on_validation_frames(averaged, frames):
     last = checkpoint.load(averaged / "last.pt")
     row = checkpoint.read_log(averaged / "log.jsonl")[-1]
     levels, labels, _ = frames["val"]
     images = torch.stack([plain.view(frame, 32) for frame in levels])
-    weights = {k: v.double() for k, v in last["average"].items()}
-    probabilities = plain.tiny(weights, images).sigmoid()
+    probabilities = plain.tiny(last["average"], images).sigmoid()
     threshold, f1 = plain.best_f1(probabilities, labels)
     assert row["threshold"] == last["threshold"] == threshold
     assert row["val_f1"] == pytest.approx(f1, abs=1e-6)
@@ -653,15 +652,12 @@ def test_the_log_and_the_best_are_of_the_average_on_validation_frames(averaged, 
         (("val_precision", "val_recall", "val_f1"), chosen), ((0, 0, "val_f1_at_half"), at_half),
         ((0, 0, "val_f1_top1"), or_best),
     ):  # fmt: skip
-        *expected, _ = sklearn.metrics.precision_recall_fscore_support(
-            labels.bool(), predicted, average="samples", zero_division=0
-        )
-        for name, value in zip(names, expected, strict=True):
+        for name, value in zip(names, sklearns(predicted, labels), strict=True):
             assert not name or row[name] == pytest.approx(value, abs=1e-9)
     present = labels.any(0)
     mean_ap = sklearn.metrics.average_precision_score(labels[:, present], probabilities[:, present])
     assert row["val_map"] == pytest.approx(mean_ap, abs=1e-6)
-    others = plain.tiny({k: v.double() for k, v in last["model"].items()}, images).sigmoid()
+    others = plain.tiny(last["model"], images).sigmoid()
     assert (others - probabilities).abs().max() > 1e-3  # the raw weights would score otherwise
 
     log = checkpoint.read_log(averaged / "log.jsonl")
@@ -689,24 +685,20 @@ def test_checkpoints_hold_these_keys_and_no_others(averaged):
     assert (last["epoch"], last["averaged"]) == (2, 6)
     assert last["class_names"] == data.CLASSES
     assert json.loads(json.dumps(last["args"])) == last["args"]
+    own = model.create_model("tiny", 43).state_dict()
     for state in (last, best):
-        assert state["model"].keys() == state["average"].keys() == begin_keys()
-
-
-def begin_keys():
-    return model.create_model("tiny", 43).state_dict().keys()
+        assert state["model"].keys() == state["average"].keys() == own.keys()
 
 
 def test_positives_are_weighed_by_the_training_labels_alone(tmp_path):
     """Three training frames in four have the label, no validation frame has it."""
-    lines = ["path,labels,split"]
-    for i in range(8):
-        Image.new("RGB", (30, 30), (30 * i, 90, 200 - 20 * i)).save(tmp_path / f"{i}.png")
-        lines.append(f"{i}.png,{'a' if i < 3 else ''},{'train' if i < 4 else 'val'}")
-    (tmp_path / "classes.txt").write_text("a\nb\n")
-    (tmp_path / "own.csv").write_text("\n".join(lines))
+    labels = ["a", "a", "a", "", "", "", "", ""]
+    splits = ["train"] * 4 + ["val"] * 4
+    rows = [((30, 30), (30 * i, 90, 200 - 20 * i), *row)
+            for i, row in enumerate(zip(labels, splits, strict=True))]  # fmt: skip
+    own = plain.own_csv(tmp_path, ["a", "b"], rows)
     flags = "--augment none --epochs 1 --dropout 0 --lr 1e-9 --pos-weight 2".split()
-    assert run(tmp_path / "own.csv", tmp_path / "run", *flags) == 0
+    assert run(own, tmp_path / "run", *flags) == 0
     state = checkpoint.load(tmp_path / "run/last.prev.pt")
     assert state["frequency"].tolist() == [0.75, 0]
     expected = torch.tensor([0.75, 1e-4], dtype=torch.float64).logit()
@@ -714,8 +706,7 @@ def test_positives_are_weighed_by_the_training_labels_alone(tmp_path):
 
     images = torch.stack([plain.view(plain.read(tmp_path / f"{i}.png"), 32) for i in range(4)])
     labels = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 0]], dtype=torch.float64)
-    weights = {k: v.double() for k, v in state["model"].items()}
-    logits = plain.tiny(weights, images, batch_statistics=True)
+    logits = plain.tiny(state["model"], images, batch_statistics=True)
     weight = torch.tensor([1 / 3, 2], dtype=torch.float64)  # (1 - 3/4) / (3/4), and the cap
     expected = plain.cross_entropy(logits, labels, weight).mean().item()
     row = checkpoint.read_log(tmp_path / "run/log.jsonl")[0]
