@@ -1,4 +1,4 @@
-"""Frames with several labels: A2D, a CSV of your own images, an unlabelled folder, drawn scenes.
+"""Frames with several labels: A2D, a CSV of your own images, an unlabelled folder.
 
     python data.py A2D/              # check a data set as train.py would, and print what is in it
 
@@ -34,12 +34,26 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-import demo
-
-CLASSES = [name for _, (name, _) in sorted(demo.PALETTE.items())]  # 43, in index order
+ACTORS = ("adult", "baby", "ball", "bird", "car", "cat", "dog")  # tens of an id, from 1
+ACTIONS = ("climbing", "crawling", "eating", "flying", "jumping", "rolling", "running", "walking",
+           "none")  # units of an id, from 1
+COLOURS = {  # id: RGB in Annotations/col, from the colour map distributed with A2D
+    11: (52, 1, 1), 12: (103, 1, 1), 13: (154, 1, 1), 15: (255, 1, 1), 16: (255, 51, 51),
+    17: (255, 103, 103), 18: (255, 154, 154), 19: (255, 205, 205), 21: (52, 46, 1),
+    22: (103, 92, 1), 26: (255, 235, 51), 28: (255, 245, 154), 29: (255, 250, 205),
+    34: (41, 205, 1), 35: (52, 255, 1), 36: (92, 255, 51), 39: (215, 255, 205), 41: (1, 52, 36),
+    43: (1, 154, 108), 44: (1, 205, 143), 45: (1, 255, 179), 46: (51, 255, 194),
+    48: (154, 255, 225), 49: (205, 255, 240), 54: (1, 82, 205), 55: (1, 103, 255),
+    56: (51, 133, 255), 57: (103, 164, 255), 59: (205, 225, 255), 61: (26, 1, 52),
+    63: (77, 1, 154), 65: (128, 1, 255), 66: (154, 51, 255), 67: (179, 103, 255),
+    68: (205, 154, 255), 69: (230, 205, 255), 72: (103, 1, 62), 73: (154, 1, 92),
+    75: (255, 1, 153), 76: (255, 51, 174), 77: (255, 103, 194), 78: (255, 154, 215),
+    79: (255, 205, 235)}
+PALETTE = {i: (f"{ACTORS[i // 10 - 1]}-{ACTIONS[i % 10 - 1]}", c) for i, c in COLOURS.items()}
+CLASSES = [name for _, (name, _) in sorted(PALETTE.items())]  # 43, in index order
 NONE = 255  # in label maps: background, padding, ids outside the 43
 MAX_PIXELS = 50_000_000  # an image is refused from its header above this: 150 MB as uint8 RGB
 WORKER_SECONDS = 300  # a worker that brings no batch for so long has failed
@@ -111,7 +125,7 @@ def decode(path) -> np.ndarray:
 def _classes() -> tuple[np.ndarray, np.ndarray]:
     """Class index, 255 = none: of ids (256,), and of colours r << 16 | g << 8 | b (2^24,)."""
     of_id, of_colour = np.full(256, NONE, np.uint8), np.full(1 << 24, NONE, np.uint8)
-    for index, (i, (_, (r, g, b))) in enumerate(sorted(demo.PALETTE.items())):
+    for index, (i, (_, (r, g, b))) in enumerate(sorted(PALETTE.items())):
         of_id[i] = of_colour[r << 16 | g << 8 | b] = index
     return of_id, of_colour
 
@@ -259,8 +273,17 @@ class Frames(Dataset):
         return result
 
 
+def cache_home():
+    """$XDG_CACHE_HOME where it is absolute, as its specification asks, or else ~/.cache.
+
+    raises     RuntimeError where the user has no home
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"
+
+
 def cache_folder() -> Path:
-    return demo.cache_home() / "a2d-index"
+    return cache_home() / "a2d-index"
 
 
 def _recall(name):
@@ -511,32 +534,18 @@ class ImageFolder(Frames):
         super().__init__(class_names, names, paths, names, keep=keep, problems=problems)
 
 
-def _demo(spec):
-    """"demo", or "demo:TRAIN/VAL" for other numbers of frames."""
-    match = re.fullmatch(r"demo(?::([1-9][0-9]{,7})/([1-9][0-9]{,7}))?", spec)
-    if not match:
-        raise DataError(f"--data {spec}: must be demo or demo:TRAIN/VAL, two numbers of frames")
-    return demo.cached(*(int(n) for n in match.groups() if n))
-
-
-def is_drawn(spec) -> bool:
-    """Whether `--data` names the drawn scenes. A file called demo.csv is not them."""
-    return spec.partition(":")[0] == "demo"
-
-
-def load(spec, splits=("train", "val"), classes=None, keep=None) -> dict[str, Frames]:
-    """Open what `--data` names: "demo", an A2D tree, a `.csv`, or a folder of images (split "all").
+def load(path, splits=("train", "val"), classes=None, keep=None) -> dict[str, Frames]:
+    """Open an A2D tree, a `.csv`, or a folder of images (split "all").
 
     classes  a checkpoint's class names: A2D's must equal them, a CSV is read with them
     raises   DataError with the problems of all splits together, frames in two splits among them
     """
-    drawn = is_drawn(spec)
-    path = _demo(spec) if drawn else Path(spec)
-    if not spec or not os.path.exists(path):
+    if not path or not os.path.exists(path):
         raise DataError(
-            f"--data {spec}: does not exist, or may not be read – name an A2D tree, a .csv or a "
+            f"--data {path}: does not exist, or may not be read – name an A2D tree, a .csv or a "
             "folder of images"
         )
+    path = Path(path)
     if path.suffix.lower() == ".csv" and path.is_file():
         opened = partial(CSVDataset, path, classes=classes, keep=keep)
     elif find_a2d(path):
@@ -556,8 +565,6 @@ def load(spec, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
             for i, name in enumerate(right.names)
             if name in place
         ]
-    if problems and drawn:
-        problems.append(f"{path}: holds drawn scenes – remove it, and they are drawn anew")
     if problems:
         raise DataError(*dict.fromkeys(problems))
     for split, dataset in sets.items():
@@ -660,27 +667,11 @@ def describe(sets: dict[str, Frames]) -> str:
     return "\n".join(lines)
 
 
-def write_page(path, pictures, captions, columns=6):
-    """An image file of (H, W, 3) uint8 pictures, each above its lines of (text, colour)."""
-    width, height, line = 288, 164, 12  # pixels of a cell's picture, of a line of text
-    lines = max(len(caption) for caption in captions)
-    cell = height + line * lines + 8
-    sheet = Image.new("RGB", (width * columns, cell * -(-len(pictures) // columns)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x, y = k % columns * width, k // columns * cell
-        picture = ImageOps.contain(Image.fromarray(picture), (width - 8, height - 4))
-        sheet.paste(picture, (x + 4, y + 4))
-        for n, (text, colour) in enumerate(caption):
-            pen.text((x + 4, y + height + n * line), text, colour, font=ImageFont.load_default())
-    sheet.save(path)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Check a data set and print what is in it.")
-    parser.add_argument("data", nargs="?", default="demo", help="as for train.py (%(default)s)")
+    parser.add_argument("data", help="A2D folder, .csv or folder of images, as for train.py --data")
     try:
         print(describe(load(parser.parse_args().data)))
-    except (DataError, MemoryError, OSError) as failure:
+    except (DataError, MemoryError) as failure:
         print(f"data.py: {failure}", file=sys.stderr)
         sys.exit(3 if isinstance(failure, DataError) else 5)

@@ -19,6 +19,7 @@ import colorsys
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -26,28 +27,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from data import ACTORS, COLOURS, PALETTE, DataError, cache_home
+
 try:
     import fcntl
 except ImportError:  # Windows: two runs into one folder at once are not kept apart
     fcntl = None
 
 VERSION = 3  # of the drawing; part of the cache folder's name
-ACTORS = ("adult", "baby", "ball", "bird", "car", "cat", "dog")  # tens of an id, from 1
-ACTIONS = ("climbing", "crawling", "eating", "flying", "jumping", "rolling", "running", "walking",
-           "none")  # units of an id, from 1
-COLOURS = {  # id: RGB in Annotations/col, from the colour map distributed with A2D
-    11: (52, 1, 1), 12: (103, 1, 1), 13: (154, 1, 1), 15: (255, 1, 1), 16: (255, 51, 51),
-    17: (255, 103, 103), 18: (255, 154, 154), 19: (255, 205, 205), 21: (52, 46, 1),
-    22: (103, 92, 1), 26: (255, 235, 51), 28: (255, 245, 154), 29: (255, 250, 205),
-    34: (41, 205, 1), 35: (52, 255, 1), 36: (92, 255, 51), 39: (215, 255, 205), 41: (1, 52, 36),
-    43: (1, 154, 108), 44: (1, 205, 143), 45: (1, 255, 179), 46: (51, 255, 194),
-    48: (154, 255, 225), 49: (205, 255, 240), 54: (1, 82, 205), 55: (1, 103, 255),
-    56: (51, 133, 255), 57: (103, 164, 255), 59: (205, 225, 255), 61: (26, 1, 52),
-    63: (77, 1, 154), 65: (128, 1, 255), 66: (154, 51, 255), 67: (179, 103, 255),
-    68: (205, 154, 255), 69: (230, 205, 255), 72: (103, 1, 62), 73: (154, 1, 92),
-    75: (255, 1, 153), 76: (255, 51, 174), 77: (255, 103, 194), 78: (255, 154, 215),
-    79: (255, 205, 235)}
-PALETTE = {i: (f"{ACTORS[i // 10 - 1]}-{ACTIONS[i % 10 - 1]}", c) for i, c in COLOURS.items()}
 ADULT_NONE = 19
 LABELS_A_FRAME = (0.691, 0.26, 0.045, 0.004)  # 1 to 4 labels: A2D's validation list
 EXTRA_ADULT_NONE = 0.44  # drawn without repeats, adult-none becomes 40 % of the extra labels
@@ -392,15 +379,6 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, mat=False, progress=pr
         os.rename(part, root)
 
 
-def cache_home():
-    """$XDG_CACHE_HOME where it is absolute, as its specification asks, or else ~/.cache.
-
-    raises     RuntimeError where the user has no home
-    """
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(named) if os.path.isabs(named) else Path.home() / ".cache"
-
-
 def cached(train=1024, val=256, seed=0, progress=print):
     """The scenes' folder in the user's cache, drawn on the first call; OSError where that fails."""
     name, named = f"a2d-demo/v{VERSION}-seed{seed}-{train}-{val}", os.environ.get("A2D_DEMO_CACHE")
@@ -414,6 +392,25 @@ def cached(train=1024, val=256, seed=0, progress=print):
             raise OSError(f"cannot draw the demo scenes - {root}: {error} - "
                           "set A2D_DEMO_CACHE to a folder with room for them") from error
     return root
+
+
+def is_drawn(spec) -> bool:
+    """Whether `--data` names the drawn scenes. A file called demo.csv is not them."""
+    return spec.partition(":")[0] == "demo"
+
+
+def resolve(spec):
+    """What `--data` names, as a path: the folder of the drawn scenes for "demo" and
+    "demo:TRAIN/VAL" (numbers of frames), which are drawn if need be; else spec as it is.
+
+    raises  DataError: other words after "demo:"; OSError: they cannot be drawn
+    """
+    if not is_drawn(spec):
+        return spec
+    match = re.fullmatch(r"demo(?::([1-9][0-9]{,7})/([1-9][0-9]{,7}))?", spec)
+    if not match:
+        raise DataError(f"--data {spec}: must be demo or demo:TRAIN/VAL, two numbers of frames")
+    return cached(*(int(n) for n in match.groups() if n))
 
 
 def contact_sheet(path, seed=0, hint=0.7, columns=7):

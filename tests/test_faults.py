@@ -26,6 +26,7 @@ from test_train import ROOT, SMALL, same, schedule, weights
 import augment
 import checkpoint
 import data
+import distributed
 import metrics
 import model
 import train
@@ -268,12 +269,12 @@ def test_f15_a_signal_at_any_moment_ends_with_its_code(scenes, whole, tmp_path, 
 def test_f15_a_signal_while_an_image_is_decoded_is_not_taken_for_a_bad_image(scenes, tmp_path):
     def plant():  # in the main process, before training, when a signal acts at once
         before(augment.EvalTransform, "__init__", lambda: before(data.Image, "open", kill_self))
-        checkpoint.World.poll = lambda self, due=False: due
+        distributed.World.poll = lambda self, due=False: due
 
     flags = ["--cache", "off", "--workers", "0", "--epochs", "1"]
     out = tmp_path / "run"
     code, text = trained(scenes, out, *flags, plant=lambda: (plant(), setattr(
-        checkpoint.World, "polled", property(lambda self: False, lambda self, value: None))))
+        distributed.World, "polled", property(lambda self: False, lambda self, value: None))))
     assert code == 143 and "cannot be read" not in text
 
 
@@ -296,7 +297,7 @@ def test_f16_no_worker_outlives_the_run(scenes, tmp_path, how):
 
     def child():
         if "SIGINT" in how:  # the first one never gets to a poll
-            checkpoint.World.poll = lambda self, due=False: due
+            distributed.World.poll = lambda self, due=False: due
         else:  # idle workers, which look after their parent every 5 s only
             before(train.Loss, "forward", lambda: (asleep.touch(), time.sleep(60)), call=5)
         flags = ["--workers", "2", "--cache", "off", "--epochs", "100000", "--t-max", "9"]
@@ -498,14 +499,14 @@ def test_f31_ranks_give_the_weights_and_scores_of_one_process(tmp_path, size):
     trains = [case for case in CASES if size == 2 or case[0] % 3 == 1]
 
     def child():
-        world = checkpoint.World()
+        world = distributed.World()
         results = [epoch_of_noise(world, *case) for case in trains]
         torch.save(results, tmp_path / f"{world.rank}.pt")
 
     processes = ranks(size, child, tmp_path / "log")
     codes = [ended(process, 120) for process in processes]
     assert codes == [0] * size, logs(tmp_path / "log", size)
-    alone = checkpoint.World()
+    alone = distributed.World()
     together = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     for case, *results in zip(trains, *together, strict=True):
         n, b, k = case
@@ -539,7 +540,7 @@ def test_shares_are_a_partition_with_equally_many_batches():
         assert sorted(seen) == list(range(n))
 
 
-def distributed(scenes, out, *flags, size=2, plant=lambda: None, seconds=60):
+def spread(scenes, out, *flags, size=2, plant=lambda: None, seconds=60):
     def child():
         plant()
         return train.main([*FLAGS, "--data", str(scenes), "--out", str(out), *flags])
@@ -553,7 +554,7 @@ def test_f31_a_run_on_two_ranks_is_one_run(scenes, whole, tmp_path):
     flags = ["--weights", str(whole / "best.pt"), "--freeze-bn", "--augment", "none"]
     flags += ["--dropout", "0"]
     assert trained(scenes, tmp_path / "one", *flags, "--batch-size", "8")[0] == 0
-    _, codes = distributed(scenes, tmp_path / "two", *flags, "--batch-size", "4")
+    _, codes = spread(scenes, tmp_path / "two", *flags, "--batch-size", "4")
     assert codes() == [0, 0]
     one, two = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
     for key, value in one["model"].items():
@@ -578,17 +579,17 @@ def test_f31_ranks_draw_differently_and_resume_to_the_bit(scenes, tmp_path):
 
         augment.generator = generator
 
-    _, codes = distributed(scenes, tmp_path / "whole", *flags, plant=plant)
+    _, codes = spread(scenes, tmp_path / "whole", *flags, plant=plant)
     assert codes() == [0, 0]
     drawn = draws.read_text().splitlines()
     assert len(drawn) == len(set(drawn)) == 2 * 9  # 3 epochs of 3 steps on 2 ranks
-    _, codes = distributed(
+    _, codes = spread(
         scenes, tmp_path / "run", *flags,
-        plant=lambda: before(checkpoint.World, "average_buffers", kill_self, call=4),
+        plant=lambda: before(distributed.World, "average_buffers", kill_self, call=4),
     )  # fmt: skip
     assert codes() == [143, 143]
     assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] == 1
-    _, codes = distributed(scenes, tmp_path / "run", *flags, "--resume")
+    _, codes = spread(scenes, tmp_path / "run", *flags, "--resume")
     assert codes() == [0, 0]
     for name in ("last.pt", "best.pt"):
         one, two = (checkpoint.load(tmp_path / run / name) for run in ("whole", "run"))
@@ -600,7 +601,7 @@ def test_f31_ranks_draw_differently_and_resume_to_the_bit(scenes, tmp_path):
 def test_f32_one_signal_stops_all_ranks(scenes, tmp_path):
     out = tmp_path / "run"
     flags = ["--epochs", "100000", "--t-max", "9"]
-    processes, codes = distributed(scenes, out, *flags, seconds=30)
+    processes, codes = spread(scenes, out, *flags, seconds=30)
     while not (out / "best.pt").exists():
         time.sleep(0.01)
     os.kill(processes[1], signal.SIGTERM)
@@ -621,7 +622,7 @@ def test_f32_one_failing_rank_ends_all_with_its_code(scenes, tmp_path, guilty):
             before(augment.EvalTransform, "__call__", vanish, call=2)
 
     out = tmp_path / "run"
-    _, codes = distributed(scenes, out, "--augment", "none", plant=plant, seconds=30)
+    _, codes = spread(scenes, out, "--augment", "none", plant=plant, seconds=30)
     assert codes() == [3, 3]
     text = logs(f"{out}.log", 2)
     assert text.count("cannot be read") == 1 and text.count("another process") == 1, text

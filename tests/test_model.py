@@ -26,9 +26,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model
-from checkpoint import NORM
-from model import COEFFICIENTS, create_model, load_weights
+import weights
+from model import COEFFICIENTS, create_model
 from tests import plain
+from weights import NORM, load_weights
 
 timm = pytest.importorskip("timm")
 
@@ -333,7 +334,7 @@ def test_a_training_step_equals_the_peer(case):
     # float64, but the last maps have 2 x 2 x 2 values a channel to normalise by
     assert difference(ours, theirs) < 1e-7
     assert gradient == pytest.approx(their_gradient, rel=1e-6)
-    after, expected = net.state_dict(), model.rename(net, peer.state_dict(), case[1])
+    after, expected = net.state_dict(), weights.rename(net, peer.state_dict(), case[1])
     means = [key for key in after if key.endswith("running_mean")]
     step = torch.cat([after[key] - before[key] for key in means])
     assert difference(step, torch.cat([expected[key] - before[key] for key in means])) < 1e-7

