@@ -35,6 +35,8 @@ TAIL = len(COMMENT) + 64
 class CheckpointError(ValueError):
     """A checkpoint or run folder that cannot be used; the message is one line."""
 
+    exit_code = 3
+
 
 def save(path, state: dict):
     """Write `state` to `path` so that a kill or a full disk leaves the old file or the new one.
@@ -147,6 +149,10 @@ class Run:
                 f"{self.folder}: other flags than the run's: {', '.join(differing)} – give those, "
                 "or another --out; --resume override takes others of the same network and optimizer"
             )
+
+    def write_args(self, flags: dict):
+        """args.json: flags, versions and machine."""
+        (self.folder / "args.json").write_text(json.dumps(flags, indent=1) + "\n", encoding="utf-8")
 
     def save_best(self, state: dict):
         """best.pt: what an evaluation needs, without the optimizer."""

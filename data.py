@@ -64,6 +64,8 @@ EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 class DataError(ValueError):
     """Input that cannot be used. `problems`: one line each, "where: what – what to do"."""
 
+    exit_code = 3
+
     def __init__(self, *problems: str):
         self.problems = list(problems)
         lines = self.problems[:MAX_LISTED]
@@ -88,30 +90,13 @@ class Batch(NamedTuple):
 
 
 def decode(path) -> np.ndarray:
-    """Image file -> (H, W, 3) uint8 RGB.
+    """Image file -> (H, W, 3) uint8 RGB, as `rgb` makes it.
 
-    EXIF rotation is applied; palettes and CMYK are converted; alpha is composited over white (a
-    transparent pixel's hidden colour is not image content); 16-bit grey keeps its upper 8 bits;
-    of an animation the first picture is taken. Float images are refused: they have no agreed range.
-    raises  DataError naming the file: unreadable, truncated, over MAX_PIXELS by its header
+    raises  DataError naming the file: unreadable, truncated, or refused by `rgb`
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {width} x {height} pixels – scale it down to at most {MAX_PIXELS:,}"
-                )
-            image = ImageOps.exif_transpose(image)
-            if image.mode == "F":
-                raise DataError(f"{path}: float pixels have no agreed range – save as 8-bit")
-            if image.mode.startswith("I"):
-                grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.array(image.convert("RGB"))
+            return rgb(image, path)
     except (DataError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -119,6 +104,31 @@ def decode(path) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise DataError(f"{path}: cannot be read ({reason}) – replace or remove it") from None
+
+
+def rgb(image, name="image") -> np.ndarray:
+    """PIL image -> (H, W, 3) uint8 RGB.
+
+    EXIF rotation is applied; palettes and CMYK are converted; alpha is composited over white (a
+    transparent pixel's hidden colour is not image content); 16-bit grey keeps its upper 8 bits;
+    of an animation the first picture is taken. Float images are refused: they have no agreed range.
+    raises  DataError that begins with `name`: float pixels, or over MAX_PIXELS by its header
+    """
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width} x {height} pixels – scale it down to at most {MAX_PIXELS:,}"
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise DataError(f"{name}: float pixels have no agreed range – save as 8-bit")
+    if image.mode.startswith("I"):
+        grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
 
 
 @cache
@@ -610,14 +620,18 @@ def _worker(_):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+def chunks(items, size):
+    """Lists of `size` items each, in order; the last one as short as it comes."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
 def shares(indices, batch_size, rank=0, ranks=1):
     """A rank's batches: of each batch_size x ranks indices every ranks-th, from the rank-th on.
 
     So all ranks have equally many batches, whose sizes differ by one at most, in the last one. A
     rank for which that has none gets the first index of it, which is another rank's.
     """
-    span = batch_size * ranks
-    groups = [indices[i : i + span] for i in range(0, len(indices), span)]
+    groups = chunks(indices, batch_size * ranks)
     return [list(group[rank::ranks] or group[:1]) for group in groups]
 
 

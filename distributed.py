@@ -1,11 +1,19 @@
-"""The processes of a run, one alone or torchrun's, which stop together at a signal."""
+"""The processes of a run, one alone or torchrun's: how they start, agree, and stop together.
+
+    torchrun --nproc-per-node 4 train.py …      # sets RANK, LOCAL_RANK, WORLD_SIZE and the address
+
+`launch` turns an error that has its cause outside the program into one line and an exit code:
+0 done, 1 bug, 2 usage, 3 bad input, 4 diverged, 5 memory or disk, 130 interrupted, 143 terminated.
+Errors of ours name their own, as `exit_code`.
+"""
 
 import multiprocessing
 import os
+import re
 import signal
+import sys
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -23,32 +31,33 @@ class World:
     A signal ends the program at once until `polled`, then on all ranks where the next `poll` is. A
     second SIGINT ends the process without a word; what is on disk is whole at any moment. What
     ranks tell each other but gradients goes over gloo on the CPU, so that no GPU has to wait.
+
     rank, size  0 of 1 without torchrun; rank 0 alone prints, and has the run folder
+    raises      ValueError: some of torchrun's variables are set, not all; RuntimeError: no answer
     """
 
     def __init__(self, cuda=False):
-        self.rank, self.local_rank, self.size = (
-            int(os.environ.get(name, default))
-            for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-        )
-        self.cuda, self.signal, self.polled = cuda, None, False
-        signals = (signal.SIGINT, signal.SIGTERM)
+        self.rank = int(os.environ.get("RANK", 0))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.signal, self.polled = None, False
+
         if self.size > 1:
-            for number in signals:  # nothing is to be saved, and torch waits without Python
-                signal.signal(number, signal.SIG_DFL)
+            # Torch waits for the others without Python, which would keep our handler waiting too.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             store, *_ = next(dist.rendezvous("env://"))
-            # torch 2.14 would find the addresses of before a restart in it, and wait for ever
+            # torch 2.14 would find the addresses of before a restart in it, and wait for ever.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            self.store = dist.PrefixStore(f"attempt {attempt}", store)
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=self.store, rank=self.rank, world_size=self.size,
-            )  # fmt: skip
-        for number in signals:
-            signal.signal(number, self._arrived)
+            store = dist.PrefixStore(f"attempt {attempt}", store)
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+
+        signal.signal(signal.SIGINT, self._arrived)
+        signal.signal(signal.SIGTERM, self._arrived)
 
     def _arrived(self, number, frame):
-        # torchrun passes on a Ctrl-C that its children got from the terminal already
+        # torchrun passes on a Ctrl-C that its children got from the terminal already.
         if self.signal == number == signal.SIGINT and self.size == 1:
             end_workers()
             os._exit(130)
@@ -99,8 +108,9 @@ class World:
     @torch.no_grad()
     def same(self, module):
         """`module` with rank 0's parameters and buffers."""
-        for tensor in module.state_dict().values() if self.size > 1 else ():
-            dist.broadcast(tensor, 0)
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
         return module
 
     def accumulating(self, module, last: bool):
@@ -115,36 +125,13 @@ class World:
                 self.reduce(buffer).div_(self.size)
 
     def leave(self, code: int):
-        """Tell the other ranks why this one ends before them, and leave no process behind."""
+        """Leave no process behind. After an error the others get one too, as they wait for this."""
         end_workers()
-        if self.size == 1:
-            return
-        if not code:
+        if self.size > 1:
             with suppress(RuntimeError):  # another one has failed meanwhile
-                self.reduce(torch.zeros(1))  # until all are here: nobody waits for this one
+                if code == 0:
+                    self.reduce(torch.zeros(1))  # until all are here: nobody waits for this one
                 dist.destroy_process_group()  # or its threads abort the exit: 1 of 24 processes
-            return
-        with suppress(RuntimeError):  # the store is out of reach
-            self.store.set("ended", str(code))
-            self.store.set(f"left {self.rank}", "")
-            if not self.cuda:
-                dist.destroy_process_group()  # whoever waits for this rank gets an error, and looks
-            if self.rank == 0:  # which may keep the store
-                others = [f"left {rank}" for rank in range(1, self.size)]
-                self.store.wait(others, timedelta(seconds=5))
-
-    def ended(self, error) -> int | None:
-        """The exit code of the rank that has ended and so caused `error`, if that is the cause.
-
-        returns  None: not a broken connection; 5: without a word, or out of reach
-        """
-        broken = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if self.size == 1 or not broken:
-            return None
-        with suppress(RuntimeError):
-            self.store.wait(["ended"], timedelta(seconds=5))
-            return int(self.store.get("ended"))
-        return 5
 
 
 def end_workers():
@@ -155,3 +142,110 @@ def end_workers():
         worker.kill()
         worker.join()
     signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def choose_device(named=None) -> str:
+    """`named`, or a GPU where there is one. Under torchrun each rank has the GPU of its number."""
+    device = named or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and ranks() > 1:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
+
+
+def ranks() -> int:
+    """The number of torchrun's processes; 1 where it makes no sense: World says what is wrong."""
+    named = os.environ.get("WORLD_SIZE", "1")
+    return int(named) if named.isdecimal() else 1
+
+
+def device_rules(device):
+    """[(whether it is broken, sentence)] for a --device."""
+    on_cuda = device.startswith("cuda")
+    return [
+        (not re.fullmatch(r"cpu|cuda(:\d+)?", device), "--device: is cpu, cuda or cuda:N"),
+        (on_cuda and not torch.cuda.is_available(), f"--device {device}: no CUDA here"),
+    ]
+
+
+# -------------------------------------------------------------------------------------- exit codes
+
+
+def launch(program, work, args, smaller, last=None) -> int:
+    """Run work(args, world) on this rank, whose errors become one line each; the exit code.
+
+    program  what the line begins with
+    args     of which .device is heeded here
+    smaller  flags that need less memory, for the line on a lack of it
+    last     Path of the checkpoint that a stopped run continues from; None: nothing is kept
+    """
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it was closed, as by >&-
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    if ":" in args.device:
+        torch.cuda.set_device(args.device)
+
+    try:
+        world = World(args.device.startswith("cuda"))
+    except ValueError as error:
+        return fail(program, 2, f"{error} – start with torchrun, or without WORLD_SIZE")
+    except RuntimeError as error:
+        reason = str(error).partition(". ")[0]
+        return fail(program, 5, f"the other processes cannot be reached: {reason}")
+
+    if world.rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+        warnings.simplefilter("ignore")
+    code = 1
+    try:
+        work(args, world)
+        code = 0
+    except Interrupted as error:
+        code = 128 + error.args[0]
+        kept = f"; {last} is whole, and --resume continues from it"
+        text = kept if last and last.exists() else ""
+        fail(f"\n{program}", code, f"{signal.Signals(error.args[0]).name}{text}")
+    except Exception as error:
+        code, line = diagnose(error, smaller)
+        if code == 1:
+            raise
+        fail(program, code, line)
+    finally:
+        world.leave(code)
+    return code
+
+
+def fail(program, code, line) -> int:
+    print(f"{program}: {line}", file=sys.stderr)
+    return code
+
+
+def diagnose(error, smaller):
+    """The exit code of an error, and a line on what happened and what to do; code 1: a bug.
+
+    Torch has no types for the last ones, which are known by their words, as of 2.11 and 2.14.
+    """
+    text = str(error)
+    if "Original Traceback" in text:  # raised in a worker, which sends all of it as the message
+        text = text.strip().rpartition(f"{type(error).__name__}: ")[2]
+    if hasattr(error, "exit_code"):
+        return error.exit_code, text
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return 5, f"out of memory: {text.partition(chr(10))[0]} – try {smaller}"
+    if isinstance(error, OSError):
+        return 5, text
+
+    if isinstance(error, ValueError) and "more than 1 value per channel" in text:
+        return 3, (
+            "a batch of one frame leaves batch norm one value a channel – a larger --image-size, "
+            "or another --batch-size"
+        )
+    if not isinstance(error, RuntimeError):
+        return 1, text
+    if "DataLoader" in text:  # a worker was killed, or brought nothing in time
+        return 5, f"{text} – try --workers 0, or more shared memory"
+    if "No working C++ compiler" in text:
+        return 5, "--compile: no working C++ compiler – install one, or leave it out"
+    if "DefaultCPUAllocator" in text:
+        return 5, f"out of memory – try {smaller}"
+    if isinstance(error, dist.DistError) or "gloo" in text:
+        return 5, "another process of the run has ended, or cannot be reached"
+    return 1, text

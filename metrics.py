@@ -1,6 +1,6 @@
-"""Multi-label metrics: precision, recall, F1, average precision, thresholds, blends, pictures.
+"""Multi-label metrics: precision, recall, F1, average precision, thresholds, blends.
 
-    python train.py --evaluate runs/tiny/best.pt      # prints format_report, writes report.csv
+    python evaluate.py runs/tiny/best.pt              # prints format_report, writes report.csv
 
 P is the predicted and T the true label set of an image (or, of a class, the image sets):
 
@@ -54,6 +54,14 @@ def _scores(scores, low=-math.inf, high=math.inf, name="scores"):
     return scores
 
 
+def _exact_mean(numerators, denominators, zero_division=0) -> float:
+    """The mean of N ratios of integers, rounded once at the end: in any order the same."""
+    sums = np.bincount(denominators, numerators)  # of the ratios with each denominator
+    total = sum(Fraction(int(x), d) for d, x in enumerate(sums) if x)
+    undefined = int((denominators == 0).sum())
+    return float((total + zero_division * undefined) / len(numerators))
+
+
 def precision_recall_f1(pred, target, average="samples", zero_division=0):
     """Precision, recall and F1 of 0/1 predictions.
 
@@ -68,19 +76,16 @@ def precision_recall_f1(pred, target, average="samples", zero_division=0):
         raise ValueError(f"average {average!r} or zero_division {zero_division!r} is unknown")
     pred, target = _binary(pred, target)
     axis = {"samples": 1, "micro": None}.get(average, 0)
-    hits, p, t = (x.sum(axis) for x in (pred & target, pred, target))  # (N,), () or (C,)
+    hits = (pred & target).sum(axis)  # (N,), () or (C,)
+    p, t = pred.sum(axis), target.sum(axis)
     fractions = (hits, p), (hits, t), (2 * hits, p + t)
     if average == "samples":
-        means = []
-        for numerators, denominators in fractions:
-            # Exact, and rounded once at the end: in any order the same, best_threshold's too.
-            sums = np.bincount(denominators, numerators)  # of the images with each denominator
-            total = sum(Fraction(int(x), d) for d, x in enumerate(sums) if x)
-            total += int(zero_division * (denominators == 0).sum())
-            means.append(float(total / len(pred)))
-        return tuple(means)
-    ratios = [np.divide(a, b, out=np.full(b.shape, float(zero_division)), where=b > 0)
-              for a, b in fractions]
+        return tuple(_exact_mean(*fraction, zero_division) for fraction in fractions)
+
+    ratios = []
+    for numerators, denominators in fractions:
+        undefined = np.full(denominators.shape, float(zero_division))
+        ratios.append(np.divide(numerators, denominators, out=undefined, where=denominators > 0))
     return tuple(ratios) if average is None else tuple(float(r.mean()) for r in ratios)
 
 
@@ -131,25 +136,6 @@ def decide(scores, threshold=0.5, min_labels=0):
     return pred
 
 
-def _f1_at_thresholds(scores, target):
-    """The exact example-based F1 at each of THRESHOLDS: (N, C) float64, int64 0/1 -> 99 Fractions.
-    """
-    (N, C), T = scores.shape, len(THRESHOLDS)
-    passed = np.searchsorted(THRESHOLDS, scores, "right")  # (N, C) thresholds <= the score
-    passed += (T + 1) * np.arange(N)[:, None]
-
-    def counted(passed):  # (N, T) labels of an image at a threshold
-        counts = np.bincount(passed, minlength=N * (T + 1)).reshape(N, T + 1)
-        return counts[:, :0:-1].cumsum(1)[:, ::-1]
-
-    hits, sizes = counted(passed[target > 0]), counted(passed.ravel()) + target.sum(1)[:, None]
-    cells = sizes + (2 * C + 1) * np.arange(T)  # a sum for each denominator
-    sums = np.bincount(cells.ravel(), 2 * hits.ravel(), T * (2 * C + 1)).reshape(T, 2 * C + 1)
-    unit = math.lcm(*range(1, 2 * C + 1))
-    totals = (sum(int(x) * (unit // d) for d, x in enumerate(row) if x) for row in sums)
-    return [Fraction(total, unit * N) for total in totals]
-
-
 def best_threshold(scores, target):
     """The threshold of the best example-based F1 on these images. Say which set they are.
 
@@ -159,8 +145,13 @@ def best_threshold(scores, target):
     raises   ValueError as precision_recall_f1, and on scores outside [0, 1] or NaN
     """
     scores = _scores(scores, 0, 1)
-    f1 = _f1_at_thresholds(scores, _binary(np.zeros(scores.shape), target)[1])
-    return THRESHOLDS[f1.index(max(f1))], float(max(f1))
+    _, target = _binary(np.zeros(scores.shape), target)
+    truth, true = target > 0, target.sum(1)
+    f1 = []
+    for threshold in THRESHOLDS:
+        pred = scores >= threshold
+        f1.append(_exact_mean(2 * (pred & truth).sum(1), pred.sum(1) + true))
+    return THRESHOLDS[f1.index(max(f1))], max(f1)
 
 
 def shares(weights):
@@ -198,20 +189,20 @@ def fit_blend(members, target):
     members = [_scores(p, 0, 1, f"member {m}") for m, p in enumerate(members)]
     if len({p.shape for p in members}) != 1:
         raise ValueError(f"members must be of one shape, are {[p.shape for p in members]}")
-    target, M = _binary(np.zeros(members[0].shape), target)[1], len(members)
+    M = len(members)
 
     def rank(weights):
         distance = round(float(((weights - 1 / M) ** 2).sum()), 9)  # permuted weights are a tie
-        return max(_f1_at_thresholds(blend(members, weights), target)), -distance
+        return best_threshold(blend(members, weights), target)[1], -distance
 
     best = np.full(M, 1 / M)
     if M <= 3:
-        grid = itertools.product(range(21), repeat=M)
-        return max([best, *(np.divide(k, 20) for k in grid if sum(k) == 20)], key=rank)
+        grid = [np.divide(k, 20) for k in itertools.product(range(21), repeat=M) if sum(k) == 20]
+        return max([best, *grid], key=rank)
     for m in 3 * list(range(M)):
         if best[m] < 1:
             others = best / (1 - best[m]) * (np.arange(M) != m)  # sum 1
-            line = ((1 - k / 20) * others + k / 20 * np.eye(M)[m] for k in range(21))
+            line = [(1 - k / 20) * others + k / 20 * np.eye(M)[m] for k in range(21)]
             best = max([best, *line], key=rank)
     return best
 
@@ -231,9 +222,13 @@ def constant_answer(frequency, target, class_names):
     commonest = int(frequency.argmax())
     pred = np.zeros(target.shape)
     pred[:, commonest] = 1
-    scores = zip(RATIOS, precision_recall_f1(pred, target), strict=True)
     loss = -np.where(target == 1, np.log(frequency), np.log1p(-frequency)).mean()
-    return {"answer": class_names[commonest], **dict(scores), "loss": float(loss)}
+    return {"answer": class_names[commonest], **_named(pred, target), "loss": float(loss)}
+
+
+def _named(pred, target, average="samples"):
+    """{"precision", "recall", "f1"}."""
+    return dict(zip(RATIOS, precision_recall_f1(pred, target, average), strict=True))
 
 
 def report(scores, target, threshold, class_names, threshold_from="given", frequency=None):
@@ -253,21 +248,22 @@ def report(scores, target, threshold, class_names, threshold_from="given", frequ
                     what `constant_answer` returns; and more
     raises          ValueError as best_threshold
     """
-    def prf(pred, target, average="samples"):
-        return dict(zip(RATIOS, precision_recall_f1(pred, target, average), strict=True))
-
     scores = _scores(scores, 0, 1)
     pred, target = _binary(decide(scores, threshold), target)
-    hits, union = (pred & target).sum(1), (pred | target).sum(1)  # (N,)
+    decisions = {}
+    for name, at in (("0.5", 0.5), ("chosen", threshold)):
+        decisions[name] = _named(decide(scores, at), target)
+        decisions[f"{name}+top1"] = _named(decide(scores, at, min_labels=1), target)
+
     ap = [None if math.isnan(x) else x for x in average_precision(scores, target).tolist()]
     known = [x for x in ap if x is not None]
-    columns = (target.sum(0), pred.sum(0), *precision_recall_f1(pred, target, None))  # each (C,)
-    rows = zip(class_names, *(column.tolist() for column in columns), ap, strict=True)
+    per_class = target.sum(0), pred.sum(0), *precision_recall_f1(pred, target, None)  # each (C,)
+    rows = zip(class_names, *(column.tolist() for column in per_class), ap, strict=True)
+    hits, union = (pred & target).sum(1), (pred | target).sum(1)  # (N,)
     result = {
         "images": len(pred), "threshold": float(threshold), "threshold_from": threshold_from,
-        "decisions": {name + "+top1" * top: prf(decide(scores, t, min_labels=top), target)
-                      for name, t in (("0.5", 0.5), ("chosen", threshold)) for top in (0, 1)},
-        **{average: prf(pred, target, average) for average in ("samples", "micro", "macro")},
+        "decisions": decisions,
+        **{average: _named(pred, target, average) for average in ("samples", "micro", "macro")},
         "mAP": sum(known) / len(known) if known else None, "mAP_classes": len(known),
         "subset_accuracy": float((pred == target).all(1).mean()),
         "hamming_loss": float((pred != target).mean()),
@@ -277,14 +273,15 @@ def report(scores, target, threshold, class_names, threshold_from="given", frequ
         "empty_predictions": int((~pred.any(1)).sum()),
         "classes": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
         "constant": None,
-    }
+    }  # fmt: skip
     if frequency is not None:
         result["constant"] = constant_answer(frequency, target, class_names)
+
     pairs = [name.split("-") for name in class_names]
     if all(len(pair) == 2 for pair in pairs):
-        for part, keys in zip(("actor", "action"), np.array(pairs).T, strict=True):  # keys (C,)
-            groups = (keys[:, None] == np.unique(keys)).astype(int)  # (C, groups)
-            result[part] = prf(pred @ groups > 0, target @ groups > 0)
+        for part, names in zip(("actor", "action"), np.array(pairs).T, strict=True):
+            groups = (names[:, None] == np.unique(names)).astype(int)  # (C, groups)
+            result[part] = _named(pred @ groups > 0, target @ groups > 0)
     return result
 
 
@@ -305,37 +302,39 @@ def format_zero(report):
 BEST, WORST = 10, 5  # classes that format_report shows
 
 
-def format_report(report, all_classes=False):
+def format_report(report):
     """The report as text: the best and the worst classes, the averages, then the headline."""
+    chosen = f">= {report['threshold']:.3g} ({report['threshold_from']})"
+    names = ">= 0.5", ">= 0.5, else top 1", chosen, f">= {report['threshold']:.3g}, else top 1"
+    headline = []
+    if report["constant"]:
+        headline.append((f"always answering {report['constant']['answer']}", report["constant"]))
+    for name, scores in zip(names, report["decisions"].values(), strict=True):
+        headline.append((f"mean over images, {name}", scores))
+
     classes = sorted(report["classes"], key=lambda row: -row["f1"])
-    hidden = 0 if all_classes else max(0, len(classes) - BEST - WORST)
-    at = f">= {report['threshold']:.3g}"
-    chosen = f"{at} ({report['threshold_from']})"
-    macro = f"macro, {len(classes)} classes; mAP, {report['mAP_classes']}"
-    decisions = zip((">= 0.5", ">= 0.5, else top 1", chosen, f"{at}, else top 1"),
-                    report["decisions"].values(), strict=True)
     rows = [(row["name"], row) for row in classes]
+    macro = f"macro, {len(classes)} classes; mAP, {report['mAP_classes']}"
     averages = [("micro", report["micro"]), (macro, {**report["macro"], "ap": report["mAP"]})]
     averages += [(f"{part} alone", report[part]) for part in ("actor", "action") if part in report]
-    headline = [(f"mean over images, {name}", row) for name, row in decisions]
-    constant = report["constant"]
-    if constant:
-        headline.insert(0, (f"always answering {constant['answer']}", constant))
     width = max(len(name) for name, _ in rows + averages + headline)
 
-    def line(name, row):
-        cells = [row.get(key, "") for key in COLUMNS[1:]]
-        cells = [f"{100 * x:.1f}" if isinstance(x, float) else x for x in cells]
-        cells = [f"{'-' if x is None else x:>7}" for x in cells]
-        return f"{name:<{width}}{''.join(cells)}".rstrip()
-
     def block(rows):
-        return "\n".join(line(*row) for row in rows)
+        lines = []
+        for name, row in rows:
+            line = f"{name:<{width}}"
+            for key in COLUMNS[1:]:
+                cell = row.get(key, "")
+                cell = f"{100 * cell:.1f}" if isinstance(cell, float) else cell
+                line += f"{'-' if cell is None else cell:>7}"
+            lines.append(line.rstrip())
+        return "\n".join(lines)
 
     head = f"{f'scores {chosen}, in %':<{width}}   true   pred      P      R     F1     AP"
     table = block(rows)
-    if hidden:
-        between = f"… {hidden} classes between them, in report.csv; --all-classes prints them"
+    hidden = len(classes) - BEST - WORST
+    if hidden > 0:
+        between = f"… {hidden} classes between them, in report.csv"
         table = f"{block(rows[:BEST])}\n{between}\n{block(rows[-WORST:])}"
     totals = """
 {images} images, {empty_targets} without label, {empty_predictions} without prediction
@@ -343,9 +342,10 @@ def format_report(report, all_classes=False):
 {subset_accuracy:.3f}, Jaccard {jaccard:.3f}, Hamming loss {hamming_loss:.4f}
 """.format(**report)
     text = f"{head}\n{table}\n\n{block(averages)}\n{totals}\n{block(headline)}"
-    if constant and "loss" in report:
-        text += f"\nloss {report['loss']:.4f}, of the constant answer {constant['loss']:.4f}"
-    if constant and is_at_zero(report):
+    if report["constant"] and "loss" in report:
+        of_constant = report["constant"]["loss"]
+        text += f"\nloss {report['loss']:.4f}, of the constant answer {of_constant:.4f}"
+    if report["constant"] and is_at_zero(report):
         text += f"\n{format_zero(report)}"
     return text
 
@@ -364,9 +364,9 @@ def write_predictions(path, names, class_names, scores, pred, target=None):
     def joined(row):
         return "|".join(name for name, yes in zip(class_names, row, strict=True) if yes)
 
-    truth = [""] * len(names) if target is None else [joined(row) for row in target]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "predicted", "labels", *class_names])
-        for name, row, chosen, true in zip(names, scores, pred, truth, strict=True):
-            writer.writerow([name, joined(chosen), true, *(f"{x:.4f}" for x in row)])
+        for i, name in enumerate(names):
+            true = "" if target is None else joined(target[i])
+            writer.writerow([name, joined(pred[i]), true, *(f"{x:.4f}" for x in scores[i])])

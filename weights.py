@@ -27,6 +27,8 @@ import torch
 class WeightsError(ValueError):
     """Weights that cannot be had or used; the message is one line."""
 
+    exit_code = 3
+
 
 class Unreachable(WeightsError):
     """No host gives the published file: there is no network, or no such file any more."""

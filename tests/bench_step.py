@@ -1,4 +1,7 @@
-"""What train.py --benchmark does: times its steps, and those of a plain program with timm, in turn.
+"""Times the steps of train.py and, where timm is installed, those of a plain program, in turn.
+
+    python -m tests.bench_step --arch resnet34           # with any flags of train.py
+    python -m tests.bench_step --steps 20 --arch resnet34 --image-size 224 --augment report
 
 The plain one is written as one would with timm and torchvision: timm's network and head, Pillow and
 torchvision's transforms in a DataLoader, torch's optimizer and AMP with their defaults, the loss
@@ -6,6 +9,7 @@ read at every step. It has a process of its own, which waits while train.py is t
 train.py has set for its own process. The memory of decoding processes is not counted.
 """
 
+import argparse
 import ctypes
 import gc
 import importlib.util
@@ -15,7 +19,6 @@ import pickle
 import statistics
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,15 +27,43 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+import distributed
 from data import DataError
+from evaluate import autocast
+from train import OPTIMIZERS, Progress, make_trainer, open_data, parse_args
 
 ROUNDS = 5
+SERVE = "plain"  # the argument of the plain program's process
 TIMM_NAMES = {
     "resnet34": "resnet34", "seresnext101": "legacy_seresnext101_32x4d",
     "pnasnet5large": "pnasnet5large",
     **{f"efficientnet_b{n}": f"tf_efficientnet_b{n}" for n in range(8)},
     "efficientnet_lite0": "tf_efficientnet_lite0",
 }  # fmt: skip
+
+
+class Timed(Progress):
+    """A pass that waits for the GPU at every mark, and whose first step does not count.
+
+    warm_frames  of the first step
+    """
+
+    def __init__(self, name, steps, device, warm_frames):
+        super().__init__(name, steps, device)
+        self.warm_frames = warm_frames
+
+    def mark(self, part):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        super().mark(part)
+
+    def due(self, step):
+        return step in (0, self.steps - 1)
+
+    def show(self, step, row):
+        super().show(step, row)
+        if step == 0:
+            self.restart(self.warm_frames)
 
 
 class Files(Dataset):
@@ -66,17 +97,15 @@ def transforms(args, inputs):
 
 
 def plain_program(args, files):
-    """train.Progress -> its summary, after that many steps."""
+    """Timed -> its summary, after as many steps as it has."""
     import timm
-
-    from train import autocast
 
     device, B, K = torch.device(args.device), args.batch_size, args.accumulate
     net = timm.create_model(TIMM_NAMES[args.arch], num_classes=files.labels.shape[1])
     net = net.to(device).train()
-    kinds = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam,
-             "adamw": torch.optim.AdamW}  # fmt: skip
-    optimizer = kinds[args.optimizer](net.parameters(), args.lr, weight_decay=args.weight_decay)
+    options = {"momentum": 0.9} if args.optimizer == "sgd" else {}
+    make = OPTIMIZERS[args.optimizer]
+    optimizer = make(net.parameters(), args.lr, weight_decay=args.weight_decay, **options)
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
     workers = args.workers or min(8, os.cpu_count() or 1)
 
@@ -128,21 +157,28 @@ def measured(program, progress):
     return {"rate": row["images_per_second"], "memory": row["memory_gb"] - held, "parts": parts}
 
 
-def compare(args, training, inputs, progress_of, ours):
+def compare(args, world):
     """Prints the medians of ROUNDS rounds of train.py and, where timm is installed, of plain timm.
-
-    progress_of  train.Progress
-    ours         train.train_epoch, for such a Progress
     """
-    steps = min(args.benchmark + 1, len(training) // (args.batch_size * args.accumulate))
+    torch.use_deterministic_algorithms(args.deterministic)
+    torch.backends.cudnn.benchmark = not args.deterministic
+    training, _ = open_data(args, world)
+    trainer = make_trainer(args, None, training, world)
+    inputs, window = trainer.about["input_config"], args.batch_size * args.accumulate
+    steps = min(args.steps + 1, len(training) // window)
     if steps < 2:
         raise DataError(f"{len(training)} training frames: less than two steps – take more")
+
+    def ours(progress):
+        trainer.epochs = 0
+        return trainer.epoch(progress)
+
     plain, rounds = None, {"train.py": []}
     print(f"{ROUNDS} rounds of {steps} steps are timed, of which each round's first does not count")
     if args.arch in TIMM_NAMES and importlib.util.find_spec("timm"):
         environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
         plain = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench_step"], cwd=Path(__file__).parents[1],
+            [sys.executable, "-m", "tests.bench_step", SERVE], cwd=Path(__file__).parents[1],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         paths = [os.path.abspath(path) for path in training.paths]
@@ -157,8 +193,8 @@ def compare(args, training, inputs, progress_of, ours):
         print(f"nothing to compare with: timm has no {args.arch}")
     try:
         for number in range(1, ROUNDS + 1):
-            name, device = f"round {number}/{ROUNDS}", torch.device(args.device)
-            rounds["train.py"].append(measured(ours, progress_of(name, steps, device, True)))
+            progress = Timed(f"round {number}/{ROUNDS}", steps, trainer.device, window)
+            rounds["train.py"].append(measured(ours, progress))
             if plain:
                 plain.stdin.write(b"go\n")
                 plain.stdin.flush()
@@ -179,17 +215,27 @@ def compare(args, training, inputs, progress_of, ours):
               f"{min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
 
 
-def main():
-    """The plain program's process: a round for each line of the standard input."""
-    from train import Progress
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--steps", type=int, default=5, help="timed in a round [5]")
+    own, flags = parser.parse_known_args(argv)
+    args = parse_args(flags)
+    args.steps = own.steps
+    args.weights = "none"  # on which times do not depend
+    smaller = f"--batch-size {max(1, args.batch_size // 2)}"
+    return distributed.launch("bench_step.py", compare, args, smaller)
 
+
+def serve():
+    """The plain program's process: a round for each line of the standard input."""
     args, steps, paths, labels, inputs = pickle.load(sys.stdin.buffer)
     program = plain_program(args, Files(paths, labels, transforms(args, inputs)))
     print("ready", flush=True)
     for _ in sys.stdin.buffer:
-        progress = Progress("", steps, torch.device(args.device), True)
+        window = args.batch_size * args.accumulate
+        progress = Timed("", steps, torch.device(args.device), window)
         print(json.dumps(measured(program, progress)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(serve() if sys.argv[1:] == [SERVE] else main())

@@ -304,16 +304,15 @@ def try_tiles(direction, step, inputs, options, changes):
 
 
 def training_step():
-    """A step of train.py beside that of plain timm, in fewer rounds than --benchmark has."""
+    """A step of train.py beside that of plain timm, in fewer rounds than usual."""
     import faulthandler
 
-    import train
     from tests import bench_step
 
     faulthandler.dump_traceback_later(50)  # train.py ends without one if it gets SIGINT
     bench_step.ROUNDS = 3
-    flags = "--benchmark 10 --data demo:768/64 --image-size 224 --augment report --batch-size 64"
-    raise SystemExit(train.main([*flags.split(), "--optimizer", "sgd", "--cache", "device"]))
+    flags = "--steps 10 --data demo:768/64 --image-size 224 --augment report --batch-size 64"
+    raise SystemExit(bench_step.main([*flags.split(), "--optimizer", "sgd", "--cache", "device"]))
 
 
 def networks():

@@ -1,4 +1,6 @@
-"""train.py as on a GPU, on a machine without one: python -m tests.pretended_cuda FLAGS OF train.py
+"""A program as on a GPU, on a machine without one:
+
+    python -m tests.pretended_cuda train|evaluate FLAGS
 
 Tensors of a device "cuda" have a shape, a type and a device, but no values (torch's FakeTensor):
 what is brought back to the host is 0. So this shows what needs no values: that nothing is computed
@@ -155,10 +157,12 @@ def pretend():
 
 def main():
     pretend()
+    import evaluate
     import train
 
+    program = {"train": train, "evaluate": evaluate}[sys.argv[1]]
     with PretendedCuda():
-        code = train.main(sys.argv[1:])
+        code = program.main(sys.argv[2:])
     print("waits:", dict(waits))
     return code
 

@@ -1,9 +1,9 @@
 """Makes the README's pictures, of a run and its evaluation, in pictures/.
 
     python train.py --arch efficientnet_lite0
-    python train.py --evaluate runs/efficientnet_lite0-demo/best.pt
+    python evaluate.py runs/efficientnet_lite0-demo/best.pt
     python train.py --arch efficientnet_lite0 --image-size 256 --out runs/lite0-256
-    python train.py --evaluate runs/lite0-256/best.pt --explain bird-flying car-running ball-none
+    python evaluate.py runs/lite0-256/best.pt --explain bird-flying car-running ball-none
     python -m tests.readme_pictures runs/efficientnet_lite0-demo runs/lite0-256
 
 mish.png is the report's figure 5, from mish_kernel's closed forms. The charts, with at most 256

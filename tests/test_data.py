@@ -18,7 +18,7 @@ from PIL import Image
 
 import data
 import demo
-import train
+import evaluate
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -575,10 +575,10 @@ def test_damaged_scenes_are_named_and_drawn_anew(tmp_path):
     root = demo.cached(2, 1, progress=None)
     file = next(root.glob("pngs320H/*/*.png"))
     file.write_bytes(file.read_bytes()[:2000])
-    broken, hint = problems(train.open_sets, "demo:2/1")
+    broken, hint = problems(evaluate.open_sets, "demo:2/1")
     assert str(file) in broken and f"{root}: holds drawn scenes – remove it" in hint
     shutil.rmtree(root)
-    assert len(train.open_sets("demo:2/1")["train"]) == 2
+    assert len(evaluate.open_sets("demo:2/1")["train"]) == 2
 
 
 @pytest.mark.parametrize("args, code, word", [

@@ -1,8 +1,9 @@
-"""train.py --evaluate: what it writes is computed anew, from the weights in the checkpoints."""
+"""evaluate.py: what it writes is computed anew, from the weights in the checkpoints."""
 
 import csv
 import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from test_train import CUDA, run
 import augment
 import checkpoint
 import data
+import evaluate
 import model
-import train
 from tests import plain
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
@@ -59,8 +60,8 @@ def probabilities(file, paths):
     return plain.tiny(weights, torch.stack(images)).sigmoid()
 
 
-def evaluate(out, *flags):
-    return train.main(["--evaluate", *map(str, flags), *ON_CPU, "--out", str(out)])
+def evaluated(out, *flags):
+    return evaluate.main([*map(str, flags), *ON_CPU, "--out", str(out)])
 
 
 def table(path):
@@ -90,7 +91,7 @@ def words_of_line(text, start):
 def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
     """Of the average, at the threshold that validation in training chose."""
     names, paths, labels = pictures
-    assert evaluate(tmp_path, members[0], "--data", scenes) == 0
+    assert evaluated(tmp_path, members[0], "--data", scenes) == 0
     state, expected = checkpoint.load(members[0]), probabilities(members[0], paths)
     images = torch.stack([plain.view(plain.read(path), 32) for path in paths])
     assert (plain.tiny(state["model"], images).sigmoid() - expected).abs().max() > 1e-3
@@ -126,7 +127,7 @@ def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
 def test_a_blend_of_members_that_see_differently(scenes, members, pictures, tmp_path, capsys):
     """Each member's own size, colours and fit; the mean of their thresholds."""
     names, paths, labels = pictures
-    assert evaluate(tmp_path, *members, "--data", scenes) == 0
+    assert evaluated(tmp_path, *members, "--data", scenes) == 0
     a, b = (probabilities(file, paths) for file in members)
     assert (a - b).abs().max() > 0.02
     thresholds = [checkpoint.load(file)["threshold"] for file in members]
@@ -147,7 +148,7 @@ def test_a_blend_of_a_file_has_its_weights_and_threshold(scenes, members, pictur
     other_order = {str(file): weights[str(file)] for file in reversed(members)}
     blend = tmp_path / "blend.json"
     blend.write_text(json.dumps({"weights": other_order, "threshold": 0.123}))
-    assert evaluate(tmp_path / "out", *members, "--data", scenes, "--blend", blend) == 0
+    assert evaluated(tmp_path / "out", *members, "--data", scenes, "--blend", blend) == 0
     a, b = (probabilities(file, paths) for file in members)
     expected = 0.8 * a + 0.2 * b
     check_predictions(tmp_path / "out/predictions.csv", names, expected, 0.123, labels)
@@ -155,7 +156,7 @@ def test_a_blend_of_a_file_has_its_weights_and_threshold(scenes, members, pictur
 
 def test_a_fitted_blend_is_the_best_of_its_grid(scenes, members, pictures, tmp_path, capsys):
     names, paths, labels = pictures
-    assert evaluate(tmp_path, *members, "--data", scenes, "--blend", "fit") == 0
+    assert evaluated(tmp_path, *members, "--data", scenes, "--blend", "fit") == 0
     kept = json.loads((tmp_path / "blend.json").read_text())
     a, b = (probabilities(file, paths) for file in members)
     w, v = (kept["weights"][str(file)] for file in members)
@@ -180,16 +181,16 @@ def test_a_blend_that_is_of_others_or_no_blend_is_refused(scenes, members, tmp_p
     ):
         (tmp_path / "blend.json").write_text(text)
         flags = ["--data", scenes, "--blend", tmp_path / "blend.json"]
-        assert evaluate(tmp_path / "out", *members, *flags) == 3
+        assert evaluated(tmp_path / "out", *members, *flags) == 3
         assert says in capsys.readouterr().err
 
 
 @CUDA
 def test_cuda_evaluation_is_the_cpus(scenes, members, tmp_path):
-    common = ["--evaluate", str(members[0]), "--data", str(scenes), "--amp", "off"]
+    common = [str(members[0]), "--data", str(scenes), "--amp", "off"]
     for device in ("cpu", "cuda"):
         out = str(tmp_path / device)
-        assert train.main([*common, "--device", device, "--out", out]) == 0
+        assert evaluate.main([*common, "--device", device, "--out", out]) == 0
     tables = [table(tmp_path / device / "predictions.csv") for device in ("cpu", "cuda")]
     for cpu, cuda in zip(*tables, strict=True):
         for name in data.CLASSES:  # TF32 keeps 10 bits of a factor
@@ -207,7 +208,7 @@ def test_split_names_the_frames_that_are_scored(members, scenes, tmp_path):
     (tmp_path / "own.csv").write_text("\n".join(lines))
     for split, rows in (("test", "235"), ("val", "14"), ("train", "0")):
         flags = ["--data", tmp_path / "own.csv", "--split", split]
-        assert evaluate(tmp_path / split, members[0], *flags) == 0
+        assert evaluated(tmp_path / split, members[0], *flags) == 0
         paths = [tmp_path / f"{i}.png" for i in rows]
         threshold = checkpoint.load(members[0])["threshold"]
         labels = torch.zeros(len(rows), 43)
@@ -249,7 +250,7 @@ def test_the_page_shows_what_was_right_and_what_was_missed(scenes, members, pict
     threshold = scores.flatten().sort().values[-14].item() - 1e-4  # 14 of 9 x 43 are predicted
     weights = {str(members[0]): 1.0, str(members[1]): 0.0}
     blend.write_text(json.dumps({"weights": weights, "threshold": threshold}))
-    assert evaluate(tmp_path, *members, "--data", scenes, "--blend", blend) == 0
+    assert evaluated(tmp_path, *members, "--data", scenes, "--blend", blend) == 0
     captions = [caption(scores[i], scores[i] >= threshold, labels[i]) for i in range(9)]
     colours = {colour for lines in captions for _, colour in lines}
     assert colours == {"green", "red", "gray"}
@@ -265,7 +266,7 @@ def test_unlabelled_pictures_have_green_captions(scenes, members, tmp_path):
                    for path in (tmp_path / "pictures").rglob("*.png"))  # fmt: skip
     paths = [tmp_path / "pictures" / name for name in names]
     out = tmp_path / "out"
-    assert evaluate(out, members[0], "--data", tmp_path / "pictures") == 0
+    assert evaluated(out, members[0], "--data", tmp_path / "pictures") == 0
     threshold = checkpoint.load(members[0])["threshold"]
     expected = probabilities(members[0], paths)
     check_predictions(out / "predictions.csv", names, expected, threshold)
@@ -288,7 +289,7 @@ def test_an_explanation_is_of_the_likeliest_frames(scenes, members, pictures, tm
     commonest = data.CLASSES[int(labels.sum(0).argmax())]
     classes = [commonest, "bird-flying"]
     flags = ["--data", scenes, "--explain", *classes, "--blend", blend]
-    assert evaluate(tmp_path, *members, *flags) == 0
+    assert evaluated(tmp_path, *members, *flags) == 0
     scores = probabilities(members[1], paths)
     captions, order = [], []
     for name in classes:
@@ -329,8 +330,9 @@ def test_an_explanation_lies_where_the_network_looked(tmp_path, fit, height, wid
     frame[top : top + height // 8, left : left + width // 8] = 255
     Image.fromarray(frame).save(tmp_path / "a.png")
     view = augment.EvalTransform(64, (0, 0, 0), (1, 1, 1), fit)
-    train.explain(tmp_path / "page.png", WhiteSeer(), data.ImageFolder(tmp_path / "a.png"), view,
-                  [0], ["white"], torch.ones(1, 1))  # fmt: skip
+    predictor = Namespace(net=WhiteSeer(), transform=view, classes=["white"], device="cpu")
+    folder = data.ImageFolder(tmp_path / "a.png")
+    evaluate.explain(tmp_path / "page.png", predictor, folder, ["white"], torch.ones(1, 1))
     page = np.asarray(Image.open(tmp_path / "page.png")).astype(float)[4:164, 4:284]
     heat = np.maximum(page[..., 0] - page[..., 2], 0)  # red and yellow, not white, grey, black
     scale = min(280 / width, 160 / height)  # the page's: the longer side fills the cell
@@ -350,7 +352,7 @@ def test_a_checkpoint_of_two_classes_scores_its_own(tmp_path):
     assert run(own, tmp_path / "run", *flags) == 0
     best = checkpoint.load(tmp_path / "run/best.pt")
     assert best["class_names"] == ["zebra", "ant"] and best["best"]["f1"] == 1
-    assert evaluate(tmp_path, tmp_path / "run/best.pt", "--data", own) == 0
+    assert evaluated(tmp_path, tmp_path / "run/best.pt", "--data", own) == 0
     for i, row in enumerate(table(tmp_path / "predictions.csv"), 4):
         assert row["name"] == f"{i}.png"
         assert row["predicted"] == row["labels"] == ("zebra", "ant")[i % 2]

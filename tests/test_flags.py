@@ -68,11 +68,11 @@ REPORTS = {
     "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "head_lr": 0.05,
     "weight_decay": 5e-5, "schedule": "two-stage", "t_max": 150, "warmup": 0, "epochs": 100,
     "milestones": [5, 10, 20, 40, 75], "dropout": 0.5, "clip_grad": 5.0, "seed": 0, "ema": 0,
-    "pos_weight": 0, "freeze_backbone": 0, "fit": "squash", "labels": "visible", "split": "val",
-    "without": [], "extra": [], "blend": "mean", "benchmark": 0, "may_go_without": False,
+    "pos_weight": 0, "freeze_backbone": 0, "fit": "squash", "labels": "visible",
+    "without": [], "extra": [], "may_go_without": False,
     "checkpoint_activations": False, "sync_bn": False, "freeze_bn": False, "compile": False,
-    "deterministic": False, "dry_run": False, "all_classes": False, "out": "runs/resnet34-A2D",
-    "resume": None, "evaluate": None, "explain": None, "arch": "resnet34", "data": "A2D/",
+    "deterministic": False, "dry_run": False, "out": "runs/resnet34-A2D",
+    "resume": None, "arch": "resnet34", "data": "A2D/",
     "device": "cpu", "amp": "off", "ranks": 1,
 }  # fmt: skip
 
@@ -110,8 +110,6 @@ def test_recipes_of_the_drawn_scenes(monkeypatch):
     assert recipe("--arch efficientnet_lite0 --data demo:9/9", lite) == lite
     given = FROM_NOTHING | {"lr": 0.1, "head_lr": 0.1, "image_size": 96}
     assert recipe("--arch resnet34 --lr 0.1 --image-size 96", given, scratch=True) == given
-    timed = FINE_TUNED | {"weights": "none"}  # on which times do not depend
-    assert recipe("--arch resnet34 --benchmark", timed) == timed
     assert train.parse_args(["--arch", "resnet34"]).may_go_without
     for flags in ("--arch tiny", "--arch resnet34 --weights imagenet", "--data A2D/"):
         assert not train.parse_args(flags.split()).may_go_without
@@ -152,16 +150,11 @@ def test_wrong_flags_are_refused_together(capsys):
     assert "--head mish" in usage(capsys, "--head", "linear", "--dropout", "0.1")
     assert "--augment report" in usage(capsys, "--augment", "none", "--without", "gamma")
     assert "--device" in usage(capsys, "--device", "tpu")
-    assert "--evaluate and --resume" in usage(capsys, "--evaluate", "a.pt", "--resume")
-    assert "--dry-run and --benchmark" in usage(capsys, "--benchmark", "--dry-run")
+    assert "--dry-run and --resume" in usage(capsys, "--resume", "--dry-run")
     assert "--cache device" in usage(capsys, "--cache", "device", "--workers", "2")
-    assert "--explain" in usage(capsys, "--explain", "bird-flying")
-    assert "--blend" in usage(capsys, "--evaluate", "a.pt", "--blend", "fit")
     assert "invalid choice" in usage(capsys, "--resume", "last.pt")
     assert "--freeze-backbone" in usage(capsys, "--freeze-backbone", "3")
     assert "invalid choice" in usage(capsys, "--arch", "resnet35")
-    assert "--lr, --with: not" in usage(capsys, "--evaluate", "a", "--lr", "1", "--with", "sharpen")
-    assert "--split" in usage(capsys, "--split", "test")
     assert "--labels" in usage(capsys, "--augment", "none", "--labels", "frame")
     assert "--milestones" in usage(capsys, "--schedule", "cosine", "--milestones", "5")
     assert "--t-max" in usage(capsys, "--schedule", "multistep", "--t-max", "9")
@@ -175,7 +168,7 @@ BOUNDS = {  # flag: the last values that are taken, the first that are not
     "--batch-size": ("1", "0"), "--accumulate": ("1", "0"), "--image-size": ("32", "31"),
     "--weight-decay": ("0", "-1e-9 nan"), "--t-max": ("0", "-1"), "--warmup": ("0 0.1", "-0.1 nan"),
     "--freeze-backbone": ("0", "-1"), "--clip-grad": ("0", "-1e-9"), "--pos-weight": ("0", "-0.1"),
-    "--workers": ("0", "-1"), "--benchmark": ("0", "-1"), "--milestones": ("1", "0 -1"),
+    "--workers": ("0", "-1"), "--milestones": ("1", "0 -1"),
     "--seed": (f"0 {2**62 - 1}", f"-1 {2**62}"), "--dropout": ("0 1", "-0.01 1.01 nan"),
     "--ema": ("0 0.999999", "-0.01 1 nan"),
 }  # fmt: skip
@@ -201,24 +194,16 @@ TOGETHER = {  # flags that cannot work: what is said of them, and the like that 
     "--augment none --without gamma": ("need --augment report", ["--without gamma"]),
     "--augment flip --with sharpen": ("need --augment report", ["--augment report --with sharpen"]),
     "--augment none --labels frame": ("need --augment report", ["--labels frame"]),
-    "--split test": ("--split: of --evaluate", ["--evaluate a --split test"]),
     "--schedule cosine --milestones 9": ("cosine has none", ["--schedule multistep --milestones 9",
                                                              "--milestones 9"]),
     "--schedule multistep --t-max 9": ("of the cosine", ["--schedule cosine --t-max 9",
                                                          "--t-max 9"]),
     "--epochs 2 --freeze-backbone 2": ("no epoch for it", ["--epochs 3 --freeze-backbone 2"]),
     "--cache device --workers 1": ("in no other", ["--cache ram --workers 1", "--cache device"]),
-    "--explain x": ("goes with --evaluate", ["--evaluate a --explain x"]),
-    "--evaluate a --blend fit": ("of several", ["--evaluate a b --blend fit", "--evaluate a b"]),
     "--sync-bn": ("torchrun on GPUs", []),
     "--device cpu:0": ("is cpu, cuda or cuda:N", ["--device cpu"]),
     "--device acuda": ("is cpu, cuda or cuda:N", []),
-    "--evaluate a --dry-run": ("choose one", ["--dry-run"]),
-    "--evaluate a --benchmark": ("choose one", ["--benchmark"]),
-    "--evaluate a --resume": ("choose one", ["--resume"]),
-    "--dry-run --benchmark": ("choose one", []),
-    "--dry-run --resume": ("choose one", []),
-    "--benchmark --resume": ("choose one", []),
+    "--dry-run --resume": ("choose one", ["--dry-run", "--resume"]),
 }  # fmt: skip
 
 
@@ -228,23 +213,6 @@ def test_flags_that_cannot_work_together_are_refused_and_others_are_not(capsys, 
     assert says in usage(capsys, "--data", "A2D/", *flags.split()).split("error: ")[1]
     for other in others:
         train.parse_args(["--data", "A2D/", *other.split()])
-
-
-def test_an_evaluation_takes_what_it_heeds_and_no_more(capsys):
-    heeded = ("--arch tiny --data A2D/ --split test --workers 1 --cache ram --batch-size 3 "
-              "--amp bf16 --deterministic --device cpu --out x --blend fit --explain y "
-              "--all-classes")  # fmt: skip
-    args = train.parse_args(["--evaluate", "a", "b", *heeded.split()])
-    assert (args.arch, args.batch_size, args.split) == ("tiny", 3, "test")
-    assert train.parse_args(["--evaluate", "a"]).arch is None  # the checkpoint's
-    others = ("--head linear|--weights none|--dropout 0.1|--checkpoint-activations|--freeze-bn|"
-              "--freeze-backbone 1|--image-size 64|--fit letterbox|--labels frame|--augment none|"
-              "--without gamma|--with sharpen|--optimizer adam|--lr 1|--head-lr 1|--weight-decay 1|"
-              "--schedule cosine|--t-max 1|--milestones 1|--warmup 1|--epochs 1|--accumulate 2|"
-              "--clip-grad 1|--pos-weight 1|--ema 0.5|--compile|--seed 1")  # fmt: skip
-    for flags in others.split("|"):
-        message = usage(capsys, "--evaluate", "a", *flags.split()).split("error: ")[1]
-        assert f"{flags.split()[0]}: not of an evaluation" in message
 
 
 # ------------------------------------------------------------------------------ their effects
@@ -329,19 +297,13 @@ ELSEWHERE = {
     "--weights": "test_flags.py test_weights_of_a_file",
     "--sync-bn": "test_flags.py test_wrong_flags_are_refused",  # it needs several GPUs
     "--data": "test_train.py test_train_and_evaluate_own_classes",
-    "--split": "test_evaluate.py test_split",
     "--cache": "test_train.py test_frames_kept_are_decoded_once",
     "--compile": "test_train.py test_a_resumed_run_ends",
     "--deterministic": "test_flags.py test_deterministic",
     "--device": "test_train.py test_no_step_waits_for_a_pretended_gpu",
     "--out": "test_flags.py test_run_folders_are_called",
     "--resume": "test_flags.py test_a_resume_goes_on",
-    "--evaluate": "test_evaluate.py test_scores",
-    "--blend": "test_evaluate.py test_a_blend",
-    "--explain": "test_evaluate.py test_an_explanation",
-    "--all-classes": "test_train.py test_every_report_has_the_constant_answer",
     "--dry-run": "test_train.py test_dry_run",
-    "--benchmark": "test_train.py test_benchmark",
 }
 
 

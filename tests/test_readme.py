@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint
+import evaluate
 import mish_kernel
 import model
 import train
@@ -16,14 +17,14 @@ import train
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = re.findall(
-    r"python ((?:train|model|data|demo|augment|mish_kernel)\.py[^`\n#&]*)", README
+    r"python ((?:train|evaluate|model|data|demo|augment|mish_kernel)\.py[^`\n#&]*)", README
 )
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("train.py")])
 def test_train_commands_parse(command):
     args = train.parse_args(shlex.split(command)[1:])
-    assert (args.evaluate or args.arch in model.ARCHITECTURES) and args.lr > 0
+    assert args.arch in model.ARCHITECTURES and args.lr > 0
 
 
 def test_no_two_trainings_share_a_folder_and_evaluations_find_theirs():
@@ -31,12 +32,13 @@ def test_no_two_trainings_share_a_folder_and_evaluations_find_theirs():
     folders = set()
     for command in COMMANDS:
         name, *flags = shlex.split(command)
-        if name != "train.py" or {"--benchmark", "--help"} & set(flags):
+        if name == "evaluate.py":
+            files = evaluate.parse_args(flags).checkpoints
+            assert {str(Path(file).parent) for file in files} <= folders, command
+        if name != "train.py" or "--help" in flags:
             continue
         args = train.parse_args(flags)
-        if args.evaluate:
-            assert {str(Path(file).parent) for file in args.evaluate} <= folders, command
-        elif not args.resume:
+        if not args.resume:
             assert args.out not in folders, command
             folders.add(args.out)
 
@@ -61,7 +63,7 @@ def test_files_named_exist():
 
 
 def test_flags_named_exist(capsys):
-    for main in (train.main, mish_kernel.main):
+    for main in (train.main, evaluate.main, mish_kernel.main):
         with pytest.raises(SystemExit, match="0"):
             main(["--help"])
     known = re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)

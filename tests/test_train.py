@@ -1,4 +1,4 @@
-"""train.py: schedules, the gradient of a window, resume to the bit, exit codes, evaluation."""
+"""train.py: schedules, the gradient of a window, resume to the bit, exit codes."""
 
 import ast
 import collections
@@ -32,6 +32,7 @@ import augment
 import checkpoint
 import data
 import distributed
+import evaluate
 import metrics
 import model
 import train
@@ -130,6 +131,14 @@ def test_the_warm_up_is_torchs_linear_one():
 # ------------------------------------------------------------------------------------ one window
 
 
+def trainer_of(net, dataset, args, world=None):
+    """A Trainer of a data set and a network of 32 pixels."""
+    inputs = {"size": 32, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    about = {"config": net.config, "input_config": inputs, "class_names": None,
+             "frequency": dataset.labels.mean(0)}  # fmt: skip
+    return train.Trainer(net, about, dataset, args, world or distributed.World())
+
+
 def gradient(scenes, *flags):
     """Gradient of the first optimizer step, and the loss that an epoch logs; SGD at lr 1."""
     flags = ["--augment", "none", "--freeze-bn", "--clip-grad", "0", "--dropout", "0", *flags]
@@ -139,13 +148,10 @@ def gradient(scenes, *flags):
     torch.manual_seed(0)
     net = model.create_model("tiny", 43, dropout=0).to(args.device)
     before = {k: p.detach().clone() for k, p in net.named_parameters()}
-    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    optimizer.param_groups[0]["initial_lr"] = 1.0
-    row = train.train_epoch(
-        0, dataset, train.Loss(net), optimizer, torch.amp.GradScaler("cpu", enabled=False),
-        train.make_augmentation(args, {}, augment.EvalTransform(32)), None, 0.5,
-        train.Progress("", 1, torch.device(args.device)), args, distributed.World(),
-    )  # fmt: skip
+    trainer = trainer_of(net, dataset, args)
+    trainer.optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    trainer.optimizer.param_groups[0]["initial_lr"] = 1.0
+    row = trainer.epoch(train.Progress("", 1, torch.device(args.device)))
     return {k: before[k] - p.detach() for k, p in net.named_parameters()}, row
 
 
@@ -289,17 +295,15 @@ def test_every_report_has_the_constant_answer_of_the_training_labels(scenes, tmp
         assert row["constant_loss"] == pytest.approx(loss, rel=1e-9)
     assert torch.equal(checkpoint.load(tmp_path / "run/best.pt")["frequency"], frequency)
 
-    evaluate = ["--evaluate", str(tmp_path / "run/best.pt"), "--data", str(scenes)]
-    assert train.main([*evaluate, "--device", "cpu"]) == 0
+    flags = [str(tmp_path / "run/best.pt"), "--data", str(scenes), "--device", "cpu"]
+    assert evaluate.main(flags) == 0
     printed = capsys.readouterr().out
     rows = re.findall(rf"^always answering {data.CLASSES[commonest]} .* (\S+)$", printed, re.M)
     assert rows == [f"{100 * f1:.1f}"] * 2
     assert printed.count(f"of the constant answer {loss:.4f}") == 2
     assert "classes between them" in printed
-    assert train.main([*evaluate, "--device", "cpu", "--all-classes"]) == 0
-    printed = capsys.readouterr().out
-    assert "classes between them" not in printed and all(name in printed for name in data.CLASSES)
-    assert "the evaluation in it is replaced" in printed
+    assert evaluate.main(flags) == 0
+    assert "the evaluation in it is replaced" in capsys.readouterr().out
 
 
 def test_without_matplotlib_there_are_no_curves(scenes, tmp_path, capsys):
@@ -408,15 +412,15 @@ def test_workers_and_evaluation_batch_do_not_matter(scenes, tmp_path):
     assert same(weights(tmp_path / "a/last.pt"), weights(tmp_path / "b/last.pt"))
     best = str(tmp_path / "a/best.pt")
     for batch in ("1", "7"):
-        flags = ["--evaluate", best, "--batch-size", batch, "--out", str(tmp_path / batch)]
-        assert train.main(["--data", str(scenes), "--device", "cpu", *flags]) == 0
+        flags = ["--batch-size", batch, "--out", str(tmp_path / batch)]
+        assert evaluate.main([best, "--data", str(scenes), "--device", "cpu", *flags]) == 0
     one, seven = ((tmp_path / b / "predictions.csv").read_text() for b in ("1", "7"))
     assert one == seven  # four digits of each probability
 
 
 def test_best_survives_a_resume_and_nan_is_never_best(scenes, tmp_path, monkeypatch):
     scores = iter([0.3, 0.9, float("nan"), 0.5])
-    real = train.score
+    real = evaluate.score
 
     def scored(probabilities, labels, names, frequency, threshold=None, **other):
         report = real(probabilities, labels, names, frequency, threshold, **other)
@@ -424,7 +428,7 @@ def test_best_survives_a_resume_and_nan_is_never_best(scenes, tmp_path, monkeypa
             report["samples"] = report["samples"] | {"f1": next(scores)}
         return report
 
-    monkeypatch.setattr(train, "score", scored)
+    monkeypatch.setattr(evaluate, "score", scored)
     assert run(scenes, tmp_path, "--epochs", "2") == 0
     assert run(scenes, tmp_path, "--epochs", "4", "--resume", "override") == 0
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
@@ -493,7 +497,8 @@ def test_frames_kept_are_decoded_once_and_change_nothing(scenes, tmp_path, monke
 
 
 def pretended_cuda(scenes, out, *flags):
-    """How often each function waits for the GPU; raises if the run does."""
+    """How often each function waits for the GPU; raises if the run does. flags: program, its flags.
+    """
     command = [sys.executable, "-m", "tests.pretended_cuda", *flags, "--device", "cuda"]
     run = subprocess.run([*command, "--data", str(scenes), "--out", str(out), "--workers", "0"],
                          cwd=ROOT, capture_output=True, text=True, timeout=300)  # fmt: skip
@@ -507,16 +512,17 @@ def pretended_cuda(scenes, out, *flags):
 )
 def test_no_step_waits_for_a_pretended_gpu(scenes, tmp_path, flags):
     def waits(size):
-        flagged = [*SMALL, *flags.split(), "--batch-size", size]
+        flagged = ["train", *SMALL, *flags.split(), "--batch-size", size]
         return pretended_cuda(scenes, tmp_path / size, *flagged)
 
     with ThreadPoolExecutor() as pool:
         three, six = pool.map(waits, ("8", "4"))
-    assert three["train_epoch"] == six["train_epoch"] > 0
+    assert three["look"] == six["look"] > 0
+    assert not {"epoch", "set_learning_rate", "next_images", "clip_gradients"} & three.keys()
 
 
 def test_evaluation_on_a_pretended_gpu_waits_once_a_batch(scenes, trained, tmp_path):
-    flags = ["--evaluate", str(trained / "0/best.pt"), "--explain", "bird-flying"]
+    flags = ["evaluate", str(trained / "0/best.pt"), "--explain", "bird-flying"]
     waits = pretended_cuda(scenes, tmp_path, *flags, "--batch-size", "4")  # 9 frames
     assert waits.pop("predict") == 3 and set(waits) == {"explain"}
 
@@ -541,19 +547,14 @@ def test_cuda_steps_wait_for_nothing(scenes, cache):
     flags = ["--device", "cuda", "--amp", "fp16", "--cache", cache, "--augment", "report"]
     args = train.parse_args([*SMALL, "--data", str(scenes), "--batch-size", "2", *flags])
     dataset = data.A2D(scenes, "train", keep={"ram": "cpu", "device": "cuda"}[cache])
-    inputs = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     net = model.create_model("tiny").to("cuda", memory_format=torch.channels_last)
-    loss_of, optimizer = train.Loss(net), train.make_optimizer(net, args)
-    scaler, world = torch.amp.GradScaler("cuda"), distributed.World(True)
+    trainer = trainer_of(net, dataset, args, distributed.World(True))
     waits = []
     for steps in (2, 5, 10):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-            train.train_epoch(
-                0, dataset, loss_of, optimizer, scaler, train.make_augmentation(args, inputs, None),
-                None, 0.5, train.Progress("", steps, torch.device("cuda")), args, world,
-            )  # fmt: skip
+            trainer.epoch(train.Progress("", steps, torch.device("cuda")))
             torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
     assert waits[1] == waits[2] > 0
@@ -574,8 +575,9 @@ def test_benchmark_times_both_and_writes_nothing(scenes, tmp_path, capsys, monke
     pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_step, "ROUNDS", 2)
-    flags = ["--benchmark", "1", "--arch", "resnet34", "--accumulate", "2", "--batch-size", "4"]
-    assert run(scenes, tmp_path / "run", *flags, "--augment", "report") == 0
+    flags = ["--steps", "1", *SMALL, "--data", str(scenes)]
+    resnet = "--arch resnet34 --accumulate 2 --batch-size 4 --augment report".split()
+    assert bench_step.main([*flags, *resnet]) == 0
     *_, ours, plain, ratio = capsys.readouterr().out.splitlines()
     rates = []
     for line in (ours, plain):
@@ -586,8 +588,8 @@ def test_benchmark_times_both_and_writes_nothing(scenes, tmp_path, capsys, monke
         assert min(shares[2:4]) > 5  # forward and backward
     low, high = map(float, re.findall(r"[\d.]+", ratio)[-2:])
     assert low <= float(re.search(r"is ([\d.]+) times", ratio)[1]) <= high
-    assert min(rates) > 0 and not (tmp_path / "run").exists()
-    assert run(scenes, tmp_path / "run", "--benchmark", "1", "--batch-size", "12") == 3
+    assert min(rates) > 0 and not list(tmp_path.glob("run*"))
+    assert bench_step.main([*flags, "--batch-size", "12"]) == 3
     assert "less than two steps" in capsys.readouterr().err
 
 
@@ -608,7 +610,7 @@ def test_progress_begins_with_what_matters_and_fits_80_columns(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
-    progress = train.Progress("epoch 98/100", 1234, torch.device("cpu"), False, 2.5, "3 epochs")
+    progress = train.Progress("epoch 98/100", 1234, torch.device("cpu"), 2.5, "3 epochs")
     progress.restart()
     assert progress.due(0) and not progress.due(1) and progress.due(1233)
     progress.show(0, progress_row(2.0))  # 2468 s a pass: 2466 left, and 2.5 passes more
@@ -642,7 +644,8 @@ def test_a_pass_divides_its_time_among_the_parts_of_a_step(monkeypatch):
 
 
 def test_times_in_words():
-    assert [train.clock(s) for s in (0.4, 59.6, 3599, 7322)] == ["0:00", "1:00", "59:59", "2:02:02"]
+    clocks = [evaluate.clock(s) for s in (0.4, 59.6, 3599, 7322)]
+    assert clocks == ["0:00", "1:00", "59:59", "2:02:02"]
     told = ["about 10 s", "about 90 s", "about 2 min", "about 1.5 h"]
     assert [train.about(s) for s in (4, 83, 100, 5400)] == told
 
@@ -650,10 +653,10 @@ def test_times_in_words():
 def test_a_validation_that_takes_long_says_how_far_it_is(scenes, monkeypatch, capsys):
     """Nine frames, one a batch, four seconds each by a clock of our own."""
     ticks = itertools.count(0, 4)
-    monkeypatch.setattr(train, "time", Namespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr(evaluate, "time", Namespace(monotonic=lambda: next(ticks)))
     args = train.parse_args([*SMALL, "--data", str(scenes), "--batch-size", "1"])
     dataset, net = data.A2D(scenes, "val"), model.create_model("tiny", 43)
-    train.predict(net, dataset, augment.EvalTransform(32), args, distributed.World())
+    evaluate.predict(net, dataset, augment.EvalTransform(32), args, distributed.World())
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("scored 3/9 frames  left 0:24")
     assert lines[-1] == "scored 9/9 frames  left 0:00" and len(lines) == 3  # one every 10 s
@@ -749,7 +752,7 @@ def test_train_and_evaluate_own_classes(tmp_path, capsys):
     assert best["class_names"] == ["blue", "red"] and best["best"]["f1"] == 1
     other = tmp_path / "other.csv"
     other.write_text("path,labels\n1.png,green\n")
-    code = train.main(["--evaluate", str(tmp_path / "run/best.pt"), "--data", str(other)])
+    code = evaluate.main([str(tmp_path / "run/best.pt"), "--data", str(other)])
     assert code == 3 and "unknown label 'green'" in capsys.readouterr().err
 
 
@@ -757,7 +760,8 @@ def test_train_and_evaluate_own_classes(tmp_path, capsys):
 
 
 def bad_inputs(tmp_path, scenes, trained):
-    """name -> (flags, words of the one line that is printed); all end with code 3."""
+    """name -> (flags, words of the one line that is printed); all end with code 3. A checkpoint
+    comes first in those of evaluate.py."""
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "page.pt").write_text("<html>404</html>")
     (tmp_path / "bad.csv").write_text("path,labels,split\ngone.png,x,train\ngone2.png,x,val\n")
@@ -768,7 +772,7 @@ def bad_inputs(tmp_path, scenes, trained):
     state = checkpoint.load(trained / "0/best.pt")
     state["model"]["head.3.bias"] += math.nan
     checkpoint.save(tmp_path / "nan.pt", state)
-    evaluate = ["--evaluate", str(trained / "0/best.pt")]
+    best = str(trained / "0/best.pt")
     tree = ["--data", str(scenes)]
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
@@ -796,29 +800,30 @@ def bad_inputs(tmp_path, scenes, trained):
             [*own, "--out", str(trained / "0"), "--resume", "override"],
             "of other classes",
         ),
-        "evaluate arch": ([*evaluate, *tree, "--arch", "resnet34"], "is tiny"),
         "one frame": ([*own, "--arch", "resnet34"], "batch norm"),
-        "no checkpoint": ([*tree, "--evaluate", str(tmp_path / "gone.pt")], "No such file"),
-        "page as checkpoint": ([*tree, "--evaluate", str(tmp_path / "page.pt")], "no checkpoint"),
-        "damaged checkpoint": ([*tree, "--evaluate", str(tmp_path / "damaged.pt")], "sha256"),
-        "scores": ([*tree, "--evaluate", str(tmp_path / "nan.pt")], "nan.pt: its scores"),
-        "explain": ([*evaluate, *tree, "--explain", "bird-swimming"], "bird-swimming"),
+        "no checkpoint": ([str(tmp_path / "gone.pt"), *tree], "No such file"),
+        "page as checkpoint": ([str(tmp_path / "page.pt"), *tree], "no checkpoint"),
+        "damaged checkpoint": ([str(tmp_path / "damaged.pt"), *tree], "sha256"),
+        "scores": ([str(tmp_path / "nan.pt"), *tree], "nan.pt: its scores"),
+        "explain": ([best, *tree, "--explain", "bird-swimming"], "bird-swimming"),
+        "least labels": ([best, *tree, "--min-labels", "44"], "there are 43 classes"),
         "fit unlabelled": (
-            [*evaluate, evaluate[1], "--data", str(scenes / "pngs320H"), "--blend", "fit"],
-            "has no labels",
+            [best, best, "--data", str(scenes / "pngs320H"), "--blend", "fit"], "has no labels",
         ),
-        "split": ([*evaluate, *tree, "--split", "test"], "list/test.txt"),
-        "evaluate out": ([*evaluate, *tree, "--out", str(tmp_path / "file/x")], "--out"),
+        "split": ([best, *tree, "--split", "test"], "list/test.txt"),
+        "evaluate out": ([best, *tree, "--out", str(tmp_path / "file/x")], "--out"),
     }
 
 
 def test_every_bad_input_gives_code_3_and_one_line(tmp_path, scenes, trained, capsys):
     for name, (flags, words) in bad_inputs(tmp_path, scenes, trained).items():
         flags = flags if "--out" in flags else [*flags, "--out", str(tmp_path / "out" / name)]
-        training = [] if "--evaluate" in flags else SMALL
-        assert train.main([*training, *flags, "--device", "cpu"]) == 3, name
+        program = train if flags[0].startswith("--") else evaluate
+        small = SMALL if program is train else []
+        code = program.main([*small, *flags, "--device", "cpu"])
+        assert code == 3, name
         errors = capsys.readouterr().err
-        assert errors.startswith("train.py: ") and words in errors, (name, errors)
+        assert errors.startswith(f"{program.__name__}.py: ") and words in errors, (name, errors)
         assert errors.count("\n") == (3 if name == "csv" else 1), (name, errors)
 
 

@@ -1,0 +1,423 @@
+"""Trained checkpoints: scores, blends of several, predictions for unlabelled images, explanations.
+
+    python evaluate.py runs/seresnext101/best.pt --data A2D/ --split test
+    python evaluate.py runs/seresnext101/best.pt runs/b7/best.pt --data A2D/ --blend fit
+    python evaluate.py runs/seresnext101/best.pt --data holiday-photos/     # predictions alone
+
+    predictor = evaluate.Predictor("runs/seresnext101/best.pt")
+    predictor("park/7.png")                   # [("dog-running", 0.91), ("adult-none", 0.62)]
+
+What is scored is the average of the weights where the run kept one (--ema), at the threshold that
+was chosen on the validation frames in training. The command runs under torchrun too.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.functional import center_crop
+
+import augment
+import checkpoint
+import data
+import demo
+import distributed
+import metrics
+import model
+import pictures
+
+BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
+PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of explanations
+
+
+# ----------------------------------------------------------------------------------- what is scored
+
+
+class Predictor:
+    """A trained network, for use from Python.
+
+    path    a checkpoint of train.py, of which no code runs, or what checkpoint.load has read of one
+    device  as torch names it; None: a GPU where there is one
+    raises  checkpoint.CheckpointError
+
+    .net, .classes (C names), .threshold, .transform (augment.EvalTransform), .device; .state is the
+    whole checkpoint.
+    """
+
+    def __init__(self, path, device=None):
+        self.state = path if isinstance(path, dict) else checkpoint.load(path)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.classes = self.state["class_names"]
+        self.threshold = self.state["threshold"]
+        fit = self.state["args"]["fit"]
+        self.transform = augment.EvalTransform(**self.state["input_config"], fit=fit)
+
+        self.net = model.create_model(**self.state["config"])
+        self.net.load_state_dict(self.state["average"] or self.state["model"])
+        self.net.to(self.device, memory_format=torch.channels_last).eval()
+
+    def __call__(self, images):
+        """The labels whose probability reaches the threshold, the likeliest first.
+
+        images   a path, a PIL image, or a list of them
+        returns  [(class, probability), …], possibly empty; of a list, a list of these
+        raises   data.DataError: an image that cannot be read
+        """
+        if not isinstance(images, (list, tuple)):
+            return self([images])[0]
+        answers = []
+        for row in self.probabilities(images).tolist():
+            ranked = sorted(zip(self.classes, row, strict=True), key=lambda pair: -pair[1])
+            answers.append([pair for pair in ranked if pair[1] >= self.threshold])
+        return answers
+
+    @torch.no_grad()
+    def probabilities(self, images):
+        """(N, C) float32, on the CPU, of paths and PIL images."""
+        rows = [torch.empty(0, len(self.classes))]
+        for start in range(0, len(images), BATCH_SIZE):
+            views = []
+            for image in images[start : start + BATCH_SIZE]:
+                levels = data.decode(image) if isinstance(image, (str, Path)) else data.rgb(image)
+                frame = torch.from_numpy(levels).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
+                views.append(self.transform(frame.to(self.device)))
+            rows.append(self.net(torch.cat(views)).float().cpu().sigmoid())
+        return torch.cat(rows)
+
+
+def open_sets(spec, splits=("train", "val"), classes=None, keep=None):
+    """data.load of what --data names, for which scenes are drawn if need be."""
+    path = demo.resolve(spec)
+    try:
+        return data.load(path, splits, classes, keep)
+    except data.DataError as error:
+        if not demo.is_drawn(spec):
+            raise
+        advice = f"{path}: holds drawn scenes – remove it, and they are drawn anew"
+        raise data.DataError(*error.problems, advice) from None
+
+
+def autocast(args):
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "off": None}[args.amp]
+    return torch.autocast(torch.device(args.device).type, dtype, enabled=args.amp != "off")
+
+
+def batches(dataset, indices, args, world):
+    """This rank's, in pinned memory where they are still to go to a GPU."""
+    pin = args.device != "cpu" and dataset.keep in (None, "cpu")
+    return data.batches(
+        dataset, indices, args.batch_size, args.workers, pin, world.rank, world.size
+    )
+
+
+@torch.no_grad()
+def predict(net, dataset, view, args, world, most=None) -> torch.Tensor:
+    """Probabilities (N, C) float32 on the CPU, in the data set's order, the same on every rank.
+
+    Puts net in evaluation mode. Each rank scores every R-th frame, none of them twice.
+
+    view  (frames uint8, sizes) -> images, normalised
+    most  score the first frames alone, as many
+    """
+    indices = range(len(dataset))[:most]
+    together = args.batch_size * world.size  # frames of all ranks in one forward pass
+    probabilities = torch.zeros(len(indices), net.config["num_classes"])
+    net.eval()
+
+    began = shown = time.monotonic()
+    loader = batches(dataset, indices, args, world)
+    for start, batch in zip(indices[::together], loader, strict=True):
+        images = view(batch.frames.to(args.device, non_blocking=True), batch.sizes)
+        with autocast(args):
+            scores = net(images).float().cpu().sigmoid()  # (B, C)
+        own = probabilities[start : start + together][world.rank :: world.size]
+        own.copy_(scores[: len(own)])
+        world.poll()
+
+        now, done = time.monotonic(), min(start + together, len(indices))
+        if now - began > 5 and (now - shown > show_interval() or done == len(indices)):
+            shown = now
+            left = (now - began) * (len(indices) / done - 1)
+            show_line(f"scored {done}/{len(indices)} frames  left {clock(left)}", last=left == 0)
+    return world.reduce(probabilities)  # x + 0, so exact
+
+
+def score(
+    probabilities, labels, names, frequency, threshold=None, chosen_on="these frames"
+) -> dict:
+    """metrics.report and the loss, at `threshold`, or at the best one on these very frames."""
+    labels = labels[: len(probabilities)]
+    if threshold is None:
+        threshold, _ = metrics.best_threshold(probabilities, labels)
+    report = metrics.report(probabilities, labels, threshold, names, chosen_on, frequency)
+    loss = F.binary_cross_entropy(probabilities.double(), labels.double()).item()
+    return report | {"loss": loss}
+
+
+# --------------------------------------------------------------------------------- what is printed
+
+
+def clock(seconds) -> str:
+    """12 s as 0:12, 2 h as 2:00:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def show_line(line, last):
+    """On a terminal a line takes the place of the one before, until it is the last; elsewhere each
+    has a row of its own. A wrapped line could not be replaced, so it is cut."""
+    if not sys.stdout.isatty():
+        print(line, flush=True)
+    elif last:
+        print(f"\r\x1b[K{line}", flush=True)
+    else:
+        print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+
+
+def show_interval() -> int:
+    """Seconds between lines: few where they replace each other, more in a log file."""
+    return 1 if sys.stdout.isatty() else 10
+
+
+def print_scores(rows, labels):
+    """(what, weight, threshold, probabilities) of checkpoints and their blend, with scores in %."""
+    width = max(len(what) for what, *_ in rows)
+    scored = "" if labels is None else f"{'P':>8}{'R':>8}{'F1':>8}"
+    print(f"{'':<{width}}  weight  threshold{scored}")
+    for what, weight, threshold, probabilities in rows:
+        line = f"{what:<{width}}{weight:>8.2f}{threshold:>11.2f}"
+        if labels is not None:
+            scores = metrics.precision_recall_f1(metrics.decide(probabilities, threshold), labels)
+            line += "".join(f"{100 * score:>8.1f}" for score in scores)
+        print(line)
+
+
+def write_report(folder, report, log=None) -> str:
+    """Writes report.csv, prints the table and, where matplotlib is installed, draws the charts.
+
+    log      path of a log.jsonl, for curves.png
+    returns  what else was written than the report, to be printed
+    """
+    metrics.write_report_csv(folder / "report.csv", report)
+    print(metrics.format_report(report))
+    try:
+        pictures.draw_classes(report, folder / "classes.png")
+        rows = checkpoint.read_log(log) if log else []
+        if not rows:
+            return ", classes.png"
+        pictures.draw_curves(rows, folder / "curves.png")
+        return ", classes.png, curves.png"
+    except ImportError:
+        return "; pip install matplotlib for charts"
+    except OSError as error:
+        return f"; no charts: {error}"
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def parse_args(argv=None):
+    """The flags; all that is wrong with them is refused in one message."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        usage="python evaluate.py CHECKPOINT [CHECKPOINT …] [flags]; --help lists them",
+        epilog="The values in [] are the defaults.",
+    )
+    add = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run, or of several, "
+        "which are blended")
+    add("--data", default="demo", help="A2D folder, .csv of your images, folder of images without "
+        "labels, demo, or demo:TRAIN/VAL [demo]")
+    add("--split", choices=["train", "val", "test"], default="val", help="part of the data [val]")
+    add("--blend", default="mean", metavar="HOW", help="of several: mean, fit (weights for the "
+        "best F1 on these frames, kept in blend.json), or such a file [mean]")
+    add("--explain", nargs="+", default=[], metavar="CLASS", help="what in a frame speaks for "
+        "these classes, in explain.png")
+    add("--threshold", type=float, metavar="T", help="least probability of a predicted label [what "
+        "validation in training chose, or the blend's]")
+    add("--min-labels", type=int, default=0, metavar="N", help="labels that a frame has at least: "
+        "the likeliest, where too few reach the threshold [0]")
+    add("--out", metavar="DIR", help="folder to write [evaluate-SPLIT beside the first checkpoint]")
+    add("--batch-size", type=int, default=BATCH_SIZE, metavar="B", help="frames in a forward pass, "
+        f"of each process under torchrun [{BATCH_SIZE}]")
+    add("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="decoding "
+        "processes [up to 8]")
+    add("--amp", choices=["fp16", "bf16", "off"], help="autocast type [fp16; off on a CPU]")
+    add("--device", help="cpu, cuda, cuda:1 [cuda where there is one]")
+    args = parser.parse_args(argv)
+
+    args.device = distributed.choose_device(args.device)
+    args.amp = args.amp or ("fp16" if args.device.startswith("cuda") else "off")
+    rules = [
+        *distributed.device_rules(args.device),
+        (args.batch_size < 1, "--batch-size: must be above 0"),
+        (args.workers < 0, "--workers: must be 0 or more"),
+        (args.min_labels < 0, "--min-labels: must be 0 or more"),
+        (args.threshold is not None and not 0 <= args.threshold <= 1,
+         "--threshold: must be in [0, 1]"),
+        (args.threshold is not None and args.blend == "fit", "--threshold: --blend fit finds one"),
+        (args.blend != "mean" and len(args.checkpoints) < 2, "--blend: of several checkpoints"),
+    ]  # fmt: skip
+    wrong = [sentence for broken, sentence in rules if broken]
+    if wrong:
+        parser.error("; ".join(wrong))
+    return args
+
+
+# -------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(args, world):
+    """What the command does: all members' scores, their blend, and the files of its docstring."""
+    torch.backends.cudnn.benchmark = True
+    members = [Predictor(path, args.device) for path in args.checkpoints]
+    classes = members[0].classes
+    for path, member in zip(args.checkpoints, members, strict=True):
+        if member.classes != classes:
+            raise checkpoint.CheckpointError(f"{path}: other classes than {args.checkpoints[0]}")
+    unknown = [name for name in args.explain if name not in classes]
+    if unknown:
+        known = ", ".join(classes)
+        raise data.DataError(f"--explain {' '.join(unknown)}: the classes are {known}")
+    if args.min_labels > len(classes):
+        raise data.DataError(f"--min-labels {args.min_labels}: there are {len(classes)} classes")
+
+    with world.in_turn():
+        sets = open_sets(args.data, (args.split,), classes)
+    print(data.describe(sets))
+    ((split, dataset),) = sets.items()
+    if args.blend == "fit" and dataset.labels is None:
+        raise data.DataError(f"--blend fit: {args.data} has no labels – fit on validation frames")
+    weights, threshold, chosen_on = read_blend(args, [member.threshold for member in members])
+    folder = Path(args.out or Path(args.checkpoints[0]).parent / f"evaluate-{split}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise data.DataError(f"{folder}: {error.strerror} – choose another --out") from None
+    world.polled = True
+    if world.rank == 0 and (folder / "predictions.csv").exists():
+        print(f"{folder}: the evaluation in it is replaced")
+
+    scores = []  # of each member, (N, C)
+    for path, member in zip(args.checkpoints, members, strict=True):
+        scores.append(predict(member.net, dataset, member.transform, args, world))
+        if not scores[-1].isfinite().all():
+            raise checkpoint.CheckpointError(f"{path}: its scores are not finite – use another")
+    if world.rank:
+        return
+
+    written = f"{folder}/predictions.csv, predictions.png"
+    if args.blend == "fit":
+        weights = metrics.fit_blend(scores, dataset.labels).tolist()
+        threshold, _ = metrics.best_threshold(metrics.blend(scores, weights), dataset.labels)
+        chosen_on = "these frames"
+        blend = {"weights": dict(zip(args.checkpoints, weights, strict=True)),
+                 "threshold": threshold}  # fmt: skip
+        (folder / "blend.json").write_text(json.dumps(blend, indent=1) + "\n", encoding="utf-8")
+        written += ", blend.json"
+    probabilities = torch.as_tensor(metrics.blend(scores, weights))  # (N, C)
+    decided = metrics.decide(probabilities, threshold, args.min_labels)
+
+    rows = []
+    for path, member, weight, own in zip(args.checkpoints, members, weights, scores, strict=True):
+        what = f"{path} ({member.net.arch}, epoch {member.state['epoch']})"
+        rows.append((what, weight, member.threshold, own))
+    if len(members) > 1:
+        rows.append(("blend", 1, threshold, probabilities))
+    print_scores(rows, dataset.labels)
+
+    metrics.write_predictions(
+        folder / "predictions.csv", dataset.names, classes, probabilities.tolist(), decided,
+        dataset.labels,
+    )  # fmt: skip
+    write_page(folder / "predictions.png", dataset, classes, probabilities, decided)
+    if args.explain:
+        explain(folder / "explain.png", members[0], dataset, args.explain, probabilities)
+        written += ", explain.png"
+    if dataset.labels is not None:
+        frequency = members[0].state.get("frequency")  # earlier versions did not keep it
+        report = score(probabilities, dataset.labels, classes, frequency, threshold, chosen_on)
+        written += ", report.csv" + write_report(folder, report)
+    print(f"written: {written}")
+
+
+def read_blend(args, thresholds):
+    """Weights (M,) of the checkpoints, a threshold, and where it is from.
+
+    raises  DataError: a file that cannot be read, is of other checkpoints, has no such weights
+    """
+    M = len(thresholds)
+    weights, threshold = [1 / M] * M, sum(thresholds) / M
+    if args.blend not in ("mean", "fit"):
+        try:
+            blend = json.loads(Path(args.blend).read_text("utf-8"))
+            given = {os.path.realpath(path): float(w) for path, w in blend["weights"].items()}
+            weights = metrics.shares([given[os.path.realpath(path)] for path in args.checkpoints])
+            threshold = float(blend["threshold"])
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"threshold {threshold}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise data.DataError(
+                f"{args.blend}: no blend of these checkpoints ({error}) – make one with --blend fit"
+            ) from None
+    if args.threshold is not None:
+        return weights, args.threshold, "given"
+    return weights, threshold, "validation in training"
+
+
+def write_page(path, dataset, classes, probabilities, decided):
+    """Frames spread over the data set: right labels green, wrong ones red, missed ones grey."""
+    shown = range(0, len(dataset), max(1, len(dataset) // PAGE))[:PAGE]
+    captions = []
+    for i in shown:
+        truth = decided[i] if dataset.labels is None else dataset.labels[i].bool().numpy()
+        right, missed = [], []
+        for c in sorted(range(len(classes)), key=lambda c: -probabilities[i, c]):
+            if decided[i][c]:
+                colour = "green" if truth[c] else "red"
+                right.append((f"{classes[c]} {probabilities[i, c]:.0%}", colour))
+            elif truth[c]:
+                missed.append((f"missed: {classes[c]}", "gray"))
+        captions.append((right + missed)[:4])
+    pictures.write_page(path, [as_picture(dataset[i][1]) for i in shown], captions)
+
+
+def explain(path, predictor, dataset, classes, probabilities):
+    """A page with a row a class: its most probable frames, and where in them the network saw it."""
+    transform, images, captions = predictor.transform, [], []
+    for name in classes:
+        c = predictor.classes.index(name)
+        for i in probabilities[:, c].argsort(descending=True)[:ROW].tolist():
+            _, frame, labels, _ = dataset[i]
+            size = frame.shape[1:]
+            view = transform(frame[None].to(predictor.device))
+            heat = model.class_activation(predictor.net, view, c)  # (1, 1, h, w)
+            heat = F.interpolate(heat, [transform.size] * 2, mode="bilinear")
+            if transform.fit == "letterbox":
+                heat = center_crop(heat, [max(1, n * transform.size // max(size)) for n in size])
+            heat = F.interpolate(heat, size, mode="bilinear")[0, 0, :, :, None].cpu().numpy()
+            images.append(pictures.heated(as_picture(frame), heat))
+            colour = "gray" if labels is None else "green" if labels[c] else "red"
+            captions.append([(f"{name} {probabilities[i, c]:.0%}", colour)])
+    pictures.write_page(path, images, captions, ROW)
+
+
+def as_picture(frame):
+    return frame.permute(1, 2, 0).cpu().numpy()  # (3, H, W) uint8 -> (H, W, 3)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    smaller = f"--batch-size {max(1, args.batch_size // 2)}"
+    return distributed.launch("evaluate.py", evaluate, args, smaller)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
