@@ -30,7 +30,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
+
+import pictures
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (124, 117, 104)  # RGB levels outside the frame: the loader's (103.939, 116.779, 123.68) BGR
@@ -688,7 +690,7 @@ class EvalTransform:
 
 def preview(path, frames, transform, labels=None, label_maps=None, sizes=None, class_names=None,
             seed=0, draws=4):
-    """Write a picture: a column per frame, a row per op of `transform` and per whole draw.
+    """Write a page: a column per frame, a row per op of `transform` and per whole draw.
 
     frames, labels, label_maps, sizes as in ReportAugment, on the CPU; class_names (C,) str
     """
@@ -705,25 +707,18 @@ def preview(path, frames, transform, labels=None, label_maps=None, sizes=None, c
         drawn = transform(frames, generator(seed, 0, step), labels, label_maps, sizes)
         rows.append((f"draw {step + 1}", *drawn))
 
-    margin, text = 70, 0  # pixels: the rows' names, the labels
-    if labels is not None:
-        text = 13 * max(1, *(int(shown.sum(1).max()) for *_, shown in rows)) + 1
-    sheet = Image.new("RGB", (margin + len(frames) * (side + 4), len(rows) * (side + text + 4)),
-                      "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, (name, images, shown) in enumerate(rows):
-        top = i * (side + text + 4)
-        pen.text((4, top + side // 2), name, "black")
+    tiles, captions = [], []
+    for name, images, shown in rows:
         levels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         for j, image in enumerate(levels.permute(0, 2, 3, 1).numpy()):
-            left = margin + j * (side + 4)
-            sheet.paste(Image.fromarray(image), (left, top))
+            caption = [name]
             if labels is not None:
                 present = torch.nonzero(shown[j])[:, 0].tolist()
                 present = [class_names[c] if class_names else str(c) for c in present]
-                caption = "\n".join(present) or "no label left"
-                pen.multiline_text((left, top + side), caption, "black", spacing=1)
-    sheet.save(path)
+                caption += present or ["no label left"]
+            tiles.append(image)
+            captions.append([(text, "black") for text in caption])
+    pictures.write_page(path, tiles, captions, columns=len(frames), cell=(side + 8, side + 4))
 
 
 def main(argv=None):

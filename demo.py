@@ -1,8 +1,7 @@
 """Drawn actor-action scenes in A2D's own layout: a data set that needs no download.
 
     python demo.py OUT                 # 1024 training and 256 validation frames, about 100 MB
-    python demo.py OUT --train 64 --val 16 --mat
-    python demo.py --sheet sheet.png   # one scene of each of the 43 classes
+    python demo.py OUT --train 64 --val 16
 
 A limb, a head, a wheel, a trunk: everything is a stroke, the hull of two circles. Figures are bones
 posed by a table of angles per action; cues are what goes along with an action in life, and stand in
@@ -25,7 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from data import ACTORS, COLOURS, PALETTE, DataError, cache_home
 
@@ -40,7 +39,7 @@ LABELS_A_FRAME = (0.691, 0.26, 0.045, 0.004)  # 1 to 4 labels: A2D's validation 
 EXTRA_ADULT_NONE = 0.44  # drawn without repeats, adult-none becomes 40 % of the extra labels
 HEIGHT, WIDTHS = 160, {284: 0.55, 213: 0.35, 240: 0.10}  # A2D: 320 and 568, 426, 480 pixels
 ZOOM = 2  # drawn at twice the size, then averaged
-BYTES_A_FRAME = 80_000  # about, on disk without .mat
+BYTES_A_FRAME = 80_000  # about, on disk
 SIZE = {"adult": 0.56, "baby": 0.48, "ball": 0.24, "bird": 0.40, "car": 0.36, "cat": 0.42,
         "dog": 0.44}  # of the frame's height
 
@@ -299,21 +298,7 @@ def frame_labels(seed, split, number):
     return labels
 
 
-def write_mat(path, ids):
-    """A2D's mask file: MATLAB 7.3, that is HDF5 behind a 512-byte header; column-major."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("writing .mat masks needs h5py: pip install h5py") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w", userblock_size=512) as file:
-        data = file.create_dataset("reS_id", data=ids.T.astype(np.float64), compression="gzip")
-        data.attrs["MATLAB_class"] = np.bytes_("double")
-    with open(path, "r+b") as file:
-        file.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
-
-
-def write_frame(root, seed, split, number, hint, mat):
+def write_frame(root, seed, split, number, hint):
     """Write one video of one frame; returns its line in the csv and in the list."""
     labels = frame_labels(seed, split, number)
     rng = np.random.RandomState([seed, split, number, 1])
@@ -329,18 +314,15 @@ def write_frame(root, seed, split, number, hint, mat):
     for folder, picture in ("pngs320H", image), ("Annotations/col", Image.fromarray(colours[ids])):
         (root / folder / video).mkdir(parents=True)
         picture.save(root / folder / f"{line}.png", compress_level=1)
-    if mat:
-        write_mat(root / "Annotations/mat" / f"{line}.mat", ids)
     main = next((i for i in labels if i % 10 != 9), labels[0])
     end = f"00:00:{frames // 30:02d}"
     return f"{video},{main},00:00:00,{end},{HEIGHT},{width},{frames},1,{split}\n", line
 
 
-def generate(root, train=1024, val=256, seed=0, hint=0.7, mat=False, progress=print):
+def generate(root, train=1024, val=256, seed=0, hint=0.7, progress=print):
     """Write the whole tree; `root` appears at the end, complete, or not at all.
 
     hint       probability in [0, 1] that an actor wears its hue of A2D's palette
-    mat        write Annotations/mat too (needs h5py)
     progress   called with a line of text, five times at most; None for silence
     raises     FileExistsError where `root` exists, OSError where it cannot be written
     """
@@ -367,7 +349,7 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, mat=False, progress=pr
         for split, (name, count) in enumerate((("train", train), ("val", val))):
             lines = []
             for number in range(count):
-                row, line = write_frame(part, seed, split, number, hint, mat)
+                row, line = write_frame(part, seed, split, number, hint)
                 rows.append(row)
                 lines.append(line)
                 if progress and (len(rows) == total or len(rows) % -(-total // 4) == 0):
@@ -413,36 +395,16 @@ def resolve(spec):
     return cached(*(int(n) for n in match.groups() if n))
 
 
-def contact_sheet(path, seed=0, hint=0.7, columns=7):
-    width = max(WIDTHS)
-    rows = -(-len(PALETTE) // columns)
-    sheet = Image.new("RGB", (columns * width, rows * (HEIGHT + 14)))
-    pen = ImageDraw.Draw(sheet)
-    for k, (label, (name, _)) in enumerate(PALETTE.items()):
-        image, _ = scene([label], np.random.RandomState([seed, label]), width, hint)
-        x, y = k % columns * width, k // columns * (HEIGHT + 14)
-        sheet.paste(image, (x, y))
-        pen.text((x + 4, y + HEIGHT), name, fill="white", font=ImageFont.load_default())
-    sheet.save(path)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw the demo scenes in A2D's layout.")
-    parser.add_argument("out", nargs="?", help="folder to make; must not exist")
+    parser.add_argument("out", metavar="OUT", help="folder to make; must not exist")
     parser.add_argument("--train", type=int, default=1024, help="training frames (%(default)s)")
     parser.add_argument("--val", type=int, default=256, help="validation frames (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--hint", type=float, default=0.7,
                         help="probability that an actor wears its official hue (%(default)s)")
-    parser.add_argument("--mat", action="store_true", help="also Annotations/mat (needs h5py)")
-    parser.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the 43 classes")
     args = parser.parse_args()
-    if not args.out and not args.sheet:
-        parser.error("give OUT, --sheet PNG, or both")
     try:
-        if args.sheet:
-            contact_sheet(args.sheet, args.seed, args.hint)
-        if args.out:
-            generate(args.out, args.train, args.val, args.seed, args.hint, args.mat)
-    except (OSError, ValueError, ImportError) as error:
+        generate(args.out, args.train, args.val, args.seed, args.hint)
+    except (OSError, ValueError) as error:
         parser.error(str(error))

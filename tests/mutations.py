@@ -27,7 +27,7 @@ NAMES = {
 }
 SAYING = {"print", "warn", "format", "fail", "show_line", "error"}
 FLAGS = {"add", "add_argument"}  # of which a default counts, and no help
-PICTURES = {"draw_curves", "draw_classes", "_tidy", "preview", "contact_sheet", "figure",
+PICTURES = {"draw_curves", "draw_classes", "_panel", "CURVES", "preview", "figure",
             "background", "put", "Canvas", "SIZE", "HUMAN", "BEAST", "BIRD", "INK", "WOOD", "FUR",
             "DRAWN", "BONES", "TRIM", "CUES", "SCENES"}  # fmt: skip
 HARMLESS = {"strict", "encoding", "non_blocking", "stacklevel"}  # keywords, where all goes well

@@ -993,12 +993,14 @@ def test_preview_shows_every_op_with_labels(tmp_path):
                     class_names=["a", "bird-flying", "c"], draws=2)
     sheet = np.array(Image.open(tmp_path / "grid.png").convert("RGB"))
     rows = 1 + len(augment.OPS) - 1 + 1 + 2
-    assert sheet.shape == (rows * (64 + 14 + 4), 70 + 2 * 68, 3)  # one label: one line of text
-    cells = sheet.reshape(rows, 82, -1, 3)
-    shown = cells[0, :64, 70:134].transpose(2, 0, 1)  # the frame as evaluation sees it
+    height = 68 + 2 * 12 + 8  # a margin of 4, two lines of text: the row's name and one label
+    assert sheet.shape == (rows * height, 2 * 72, 3)
+    cells = sheet.reshape(rows, height, -1, 3)
+    shown = cells[0, 4:68, 4:68].transpose(2, 0, 1)  # the frame as evaluation sees it
     assert (shown == levels_of(augment.EvalTransform(64)(frames[:1]))[0].numpy()).all()
-    assert ((cells[:, 64:78, 70:134] < 128).any((1, 2, 3))).all()  # something is written
-    assert len({cells[i, :64].tobytes() for i in range(rows)}) == rows
+    for top in (68, 80):
+        assert ((cells[:, top : top + 12, 4:68] < 128).any((1, 2, 3))).all()  # something is written
+    assert len({cells[i, 4:68, 4:68].tobytes() for i in range(rows)}) == rows
 
 
 def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
@@ -1007,7 +1009,7 @@ def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     command = [sys.executable, "augment.py", tmp_path / "0.png", tmp_path / "1.png", "--size", "32"]
     subprocess.run([*command, "--out", tmp_path / "grid.png"], cwd=HERE.parent, check=True)
-    assert Image.open(tmp_path / "grid.png").width == 70 + 2 * 36
+    assert Image.open(tmp_path / "grid.png").width == 2 * 40
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
     done = subprocess.run([*command[:3], tmp_path / "2.png"], cwd=HERE.parent, capture_output=True,

@@ -318,35 +318,8 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     assert str(tmp_path / "file") in str(caught.value) and "\n" not in str(caught.value)
 
 
-# ---- .mat masks, the command line ----------------------------------------------------------------
-
-def test_mat_equals_col(tmp_path):
-    h5py = pytest.importorskip("h5py")
-    root = tmp_path / "out"
-    demo.generate(root, 4, 1, SEED, mat=True, progress=None)
-    id_of = {rgb: i for i, (_, rgb) in data.PALETTE.items()} | {(0, 0, 0): 0}
-    for line in read_list(root, "train") + read_list(root, "val"):
-        with h5py.File(root / f"Annotations/mat/{line}.mat") as file:
-            ids = file["reS_id"][()].T  # MATLAB is column-major, h5py shows (W, H)
-        head = (root / f"Annotations/mat/{line}.mat").read_bytes()[:516]
-        assert head.startswith(b"MATLAB 7.3") and head[124:128] == b"\x00\x02IM"
-        assert head[512:516] == b"\x89HDF"
-        col = np.asarray(Image.open(root / f"Annotations/col/{line}.png"))
-        wanted = np.array([[id_of[tuple(rgb)] for rgb in row] for row in col.tolist()])
-        assert np.array_equal(ids, wanted) and ids.any()
-
-
-def test_mat_without_h5py_names_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "h5py", None)  # import h5py now raises ImportError
-    with pytest.raises(ImportError, match="pip install h5py"):
-        demo.generate(tmp_path / "out", 1, 0, mat=True, progress=None)
-    assert not (tmp_path / "out").exists()
-
+# ---- the command line ----------------------------------------------------------------------------
 
 def test_command_line(tmp_path):
     run = start()
     assert "OUT" in run.communicate()[1] and run.returncode == 2
-    run = start("--sheet", tmp_path / "sheet.png")
-    assert run.communicate()[1] == "" and run.returncode == 0
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width >= 6 * 284 and sheet.height >= 7 * 160
