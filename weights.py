@@ -41,7 +41,7 @@ class Weights(NamedTuple):
     """One published file. It was trained on RGB in [0, 1], minus mean, over std."""
 
     url: str  # https, or package:MODULE/FILE of an installed package
-    sha256: str  # whole, or the 8 digits of the name; "": what the host's lfs pointer says
+    sha256: str  # whole, or the 8 digits of the name
     naming: str
     flavour: str | None
     size: int  # pixels, in the published evaluation; likewise:
@@ -81,9 +81,6 @@ WEIGHTS = {
         "cf52900d", "timm", "gluon", 224, 0.875, "bicubic", *NORM, 80.886, APACHE),
     ("pnasnet5large", "cadene"): Weights(TIMM + "cadene/pnasnet5large-bf079911.pth",
         "bf079911", "cadene", None, 331, 0.875, "bilinear", *HALF, 82.736, BSD, 1001),
-    ("pnasnet5large", "timm"): Weights(
-        "https://huggingface.co/timm/pnasnet5large.tf_in1k/resolve/main/model.safetensors",
-        "", "timm", None, 331, 0.911, "bicubic", *HALF, 82.814, APACHE),
     ("efficientnet_b0", "torchvision"): Weights(TV + "efficientnet_b0_rwightman-7f5810bc.pth",
         "7f5810bc", "torchvision", "torchvision", 224, 224 / 256, "bicubic", *NORM, 77.692, BSD),
     ("efficientnet_b1", "torchvision"): Weights(TV + "efficientnet_b1_rwightman-bac287d4.pth",
@@ -308,8 +305,8 @@ CONNECT = 10  # seconds within which a host has to answer, with the look-up of i
 TIMEOUT = 30  # seconds without a byte, after which a download is given up
 
 
-def connect(url):
-    """The host's answer to a request for url; raises OSError or HTTPException.
+def reach(url):
+    """Asks the host for url; raises OSError or HTTPException where there is no answer.
 
     A thread asks, since nothing else limits the time in which the system looks up a host's name.
     """
@@ -317,27 +314,18 @@ def connect(url):
 
     def ask():
         try:
-            answers.put(urllib.request.urlopen(url, timeout=CONNECT))
+            urllib.request.urlopen(url, timeout=CONNECT).close()
+            answers.put(None)
         except Exception as error:
             answers.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=CONNECT)
+        error = answers.get(timeout=CONNECT)
     except queue.Empty:
         raise TimeoutError(f"no answer in {CONNECT} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
-def published_sha256(url):
-    """The sha256 that the host's git-lfs pointer to url states; raises ValueError without one."""
-    with connect(url.replace("/resolve/", "/raw/")) as pointer:
-        stated = re.search(r"oid sha256:(\w{64})", pointer.read(999).decode())
-    if not stated:
-        raise ValueError("the host states no sha256")
-    return stated[1]
+    if error:
+        raise error
 
 
 def download(url, sha256, path):
@@ -354,14 +342,11 @@ def download(url, sha256, path):
 def published_path(arch, tag):
     """Where a published file is, or will be once it is downloaded; None: its package is missing."""
     url = WEIGHTS[arch, tag].url
-    if url.startswith("package:"):
-        module, _, inside = url.removeprefix("package:").partition("/")
-        package = importlib.util.find_spec(module)  # which looks for it, and runs none of its code
-        return package and os.path.join(package.submodule_search_locations[0], inside)
-    name = url.rpartition("/")[2]
-    if name == "model.safetensors":
-        name = f"{arch}-{tag}.safetensors"
-    return os.path.join(torch.hub.get_dir(), "checkpoints", name)
+    if not url.startswith("package:"):
+        return os.path.join(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    module, _, inside = url.removeprefix("package:").partition("/")
+    package = importlib.util.find_spec(module)  # which looks for it, and runs none of its code
+    return package and os.path.join(package.submodule_search_locations[0], inside)
 
 
 def fetch(arch, tag, path):
@@ -369,29 +354,27 @@ def fetch(arch, tag, path):
 
     raises  Unreachable: no answer; WeightsError: another file, or half of it; OSError: a full disk
     """
-    url, sha256 = WEIGHTS[arch, tag][:2]
+    url, sha256 = WEIGHTS[arch, tag].url, WEIGHTS[arch, tag].sha256
     host = urllib.parse.urlsplit(url).netloc
     print(f"{arch} {tag}: asking {host} for the weights, for {CONNECT} s at most")
     failure = Unreachable
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if sha256:
-            connect(url).close()
-        else:
-            sha256 = published_sha256(url)
-        failure = WeightsError
+        reach(url)
+        failure = WeightsError  # the host has the file, so what fails now is not the network
         download(url, sha256, path)
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
+        reason = " ".join(str(error).split())
         raise failure(
-            f"{arch} {tag}: cannot download {url}: {' '.join(str(error).split())}; expected "
-            f"sha256 {sha256 or 'stated there'}; get it otherwise and pass --weights FILE"
+            f"{arch} {tag}: cannot download {url}: {reason}; expected sha256 {sha256}; get it "
+            "otherwise and pass --weights FILE"
         ) from error
 
 
 def locate(arch, name):
-    """(path, tag) of "imagenet", a tag of WEIGHTS, or a file, whose tag is its name.
+    """The path of "imagenet", a tag of WEIGHTS, or a file.
 
     The first two are downloaded into torch's hub cache if need be.
     raises  WeightsError; Unreachable: where the file is neither here nor to be had
@@ -407,7 +390,7 @@ def locate(arch, name):
     if not os.path.isfile(path):
         known = ", ".join(tags) or "none"
         raise WeightsError(f"weights {path}: no such file; published for {arch}: {known}")
-    return path, name
+    return path
 
 
 def identify(arch, path):
@@ -417,8 +400,6 @@ def identify(arch, path):
     """
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     for (a, tag), record in WEIGHTS.items():
-        if not record.sha256:
-            continue
         if digest.startswith(record.sha256):
             if a != arch:
                 raise WeightsError(f"{path}: is {a} ({tag}), not {arch}; check --arch")
@@ -448,22 +429,21 @@ def open_weights(arch, name) -> Source:
 
     raises  WeightsError: they cannot be had, or are another network's, or damaged
     """
-    path, tag = locate(arch, name)
-    known, digest = identify(arch, path)
-    tag = known or tag
+    path = locate(arch, name)
+    tag, digest = identify(arch, path)
     state, whole = read(path)
 
-    flavours = FLAVOURS.get(family(arch), (None,))
-    record = WEIGHTS.get((arch, tag))
-    if record:
+    if tag:
+        record = WEIGHTS[arch, tag]
         naming, flavour, inputs = record.naming, record.flavour, input_config(arch, record)
     else:
+        # A checkpoint of train.py says how its network was made and what it has seen.
         tag, naming = "unlisted file", recognise(arch, state)
-        config, inputs = (_dict_in(whole, key) for key in ("config", "input_config"))
-        flavour = config.get("flavour")
+        flavour = _dict_in(whole, "config").get("flavour")
+        inputs = _dict_in(whole, "input_config")
+        flavours = FLAVOURS.get(family(arch), (None,))
         if flavour not in flavours:
-            second = naming == SECOND.get(family(arch))
-            flavour = flavours[1] if second else flavours[0]
+            flavour = flavours[-1] if naming == SECOND.get(family(arch)) else flavours[0]
     description = f"{tag}, {naming} naming"
     if flavour:
         description += f", {flavour} flavour"
