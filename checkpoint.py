@@ -45,12 +45,16 @@ def save(path, state: dict):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    # torch's zip file ends in the length of its comment, 0; ours has the hash as its comment.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content, comment = buffer.getbuffer()[:-2], struct.pack("<H", TAIL) + COMMENT
     assert buffer.getbuffer()[-2:] == b"\0\0", "a zip without comment ends in a comment length of 0"
     digest = hashlib.sha256(content)
     digest.update(comment)
+
+    # The bytes are on the disk before the name points to them, and the name before we return.
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -74,14 +78,19 @@ def load(path) -> dict:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror} – check the path") from None
+
+    # The file before is offered and never taken: whoever asked for this one is to know.
     previous = path.with_name("last.prev.pt")
-    advice = f"copy {previous.name} over it" if path.name == "last.pt" and previous.exists() else (
-        "use another checkpoint"
-    )
+    advice = "use another checkpoint"
+    if path.name == "last.pt" and previous.exists():
+        advice = f"copy {previous.name} over it"
+
+    # A right hash says that a file is whole, and not that it means well: torch reads no code.
     if content[:4] != b"PK\3\4" or content[-TAIL:-64] != COMMENT:
         raise CheckpointError(f"{path}: truncated, or no checkpoint of train.py – {advice}")
     if hashlib.sha256(memoryview(content)[:-64]).hexdigest().encode() != content[-64:]:
         raise CheckpointError(f"{path}: damaged, its sha256 does not match – {advice}")
+
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler's refusals have no common type
@@ -110,21 +119,25 @@ class Run:
             self.lock = open(self.folder / "lock", "a+")  # noqa: SIM115 - open as long as the run
         except OSError as error:
             raise CheckpointError(f"{folder}: {error.strerror} – choose another --out") from None
+
+        # A POSIX lock ends with this process, not with the workers that may outlive a kill of it.
         if fcntl:
             try:
-                # a POSIX lock: it ends with this process, not with the workers that outlive a kill
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 self.lock.seek(0)
                 raise CheckpointError(
                     f"{folder}: in use by {self.lock.read()} – wait, or choose another --out"
                 ) from None
+
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
+
         for stale in self.folder.glob(".*.tmp"):
             stale.unlink()
             print(f"removed {stale}: a save that was cut short")
+
         last = self.folder / "last.pt"
         self.saved = load(last) if last.exists() else None
         if resume and not self.saved:
@@ -133,8 +146,9 @@ class Run:
             raise CheckpointError(
                 f"{folder}: holds a run already – --resume continues it, another --out starts one"
             )
+        # A run that has not finished an epoch is no loss, and is begun anew.
         if not resume:
-            self.saved = None  # a run that has not finished an epoch is no loss
+            self.saved = None
 
     def refuse_other_flags(self, flags: dict, free_to_change):
         """raises CheckpointError listing the flags that differ from the saved run's, old -> new."""
@@ -189,7 +203,9 @@ class Run:
 def read_log(file) -> list[dict]:
     """The rows of a log.jsonl; a last line that a kill cut short is left out."""
     file, rows = Path(file), []
-    for line in file.read_text("utf-8").splitlines() if file.exists() else []:
+    if not file.exists():
+        return rows
+    for line in file.read_text("utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -114,17 +114,20 @@ def rgb(image, name="image") -> np.ndarray:
     of an animation the first picture is taken. Float images are refused: they have no agreed range.
     raises  DataError that begins with `name`: float pixels, or over MAX_PIXELS by its header
     """
+    # The header says how large it is, before a pixel is decoded.
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{name}: {width} x {height} pixels – scale it down to at most {MAX_PIXELS:,}"
         )
+
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise DataError(f"{name}: float pixels have no agreed range – save as 8-bit")
     if image.mode.startswith("I"):
         grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
+
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -157,9 +160,12 @@ def read_label_map(path) -> tuple[np.ndarray, int]:
             whole = np.nan_to_num(ids, nan=NONE).clip(0, NONE).astype(np.uint8)
         except Exception as error:  # h5py and numpy raise nearly every type on what is no matrix
             raise DataError(f"{path}: no reS_id can be read ({error}) – replace it") from None
+
+        # An id that is no whole number is as unknown as one outside the 43.
         label_map = np.where(whole == ids, _classes()[0][whole], NONE)
         background = ids == 0
     else:
+        # A colour is one number of 24 bits, by which a table has its class.
         colour = decode(path).astype(np.int32)  # (H, W, 3)
         code = colour[:, :, 0] << 16 | colour[:, :, 1] << 8 | colour[:, :, 2]
         label_map = _classes()[1][code]
@@ -214,6 +220,7 @@ class Frames(Dataset):
         What was found is remembered per list of (path, bytes, time) in the user's cache folder, so
         that the next start only looks at the files' sizes and times.
         """
+        # Files that cannot be there, found without reading any; and a stamp of those that are.
         stamp, missing = hashlib.sha256(b"index 2"), set()
         for i, path in enumerate(self.paths):
             for file in [path] if self.map_paths is None else [path, self.map_paths[i]]:
@@ -231,6 +238,8 @@ class Frames(Dataset):
                 if wrong:
                     missing.add(i)
                     problems.append(f"{self.where[i]}: {file}: {wrong}")
+
+        # What was found in these very files before, or else what is found now.
         index = f"{stamp.hexdigest()[:32]}.json"
         recalled = None if self.kept is not None or missing else _recall(index)
         found = recalled or self._decode_all(problems, missing)
@@ -238,6 +247,8 @@ class Frames(Dataset):
             raise DataError(*problems)
         if found is not recalled:
             _remember(index, found)
+
+        # A frame's labels are the classes that its label map shows.
         if self.map_paths is not None:
             self.labels = torch.zeros(len(self), len(self.class_names))
             for row, present in zip(self.labels, found["present"], strict=True):
@@ -247,6 +258,7 @@ class Frames(Dataset):
                     f"{self.map_paths[0]}: neither this label map nor another of its list shows one"
                     f" of the {len(self.class_names)} classes – restore A2D's Annotations/"
                 )
+
         if found["unknown"]:
             warnings.warn(
                 f"{len(found['unknown'])} label map(s) hold ids outside the "
@@ -264,6 +276,7 @@ class Frames(Dataset):
                 frame, label_map, unknown = self._read(i)
             except DataError as error:
                 return error.problems, [], 0
+            # With --cache what is decoded here is decoded for good.
             if self.kept is not None:
                 self.kept[i] = [t if t is None else t.to(self.keep) for t in (frame, label_map)]
             present = [] if label_map is None else np.unique(label_map.numpy()).tolist()
@@ -276,6 +289,7 @@ class Frames(Dataset):
                 problems += [f"{self.where[i]}: {error}" for error in errors]
                 result["present"] += [present] if self.map_paths else []
                 result["unknown"] += [self.map_paths[i]] if unknown else []
+                # Tens of thousands of files take minutes, which would look like a hang.
                 if time.monotonic() - said > 5:
                     said = time.monotonic()
                     left = (said - began) / (i + 1) * (len(self) - i - 1)
@@ -339,18 +353,22 @@ class A2D(Frames):
         if found is None:
             raise DataError(f"{root}: no A2D tree – it must hold pngs320H/ and Annotations/")
         listed, problems = _a2d_list(found, split)
+        # A name stands once, below the folders of A2D.
         seen = {}
         for where, name in listed:
             if _leaves_root(name) or name.count("/") != 1:
                 problems.append(f"{where}: {name!r} is not <video>/<frame> – correct it")
             elif seen.setdefault(name, where) != where:
                 problems.append(f"{where}: {name} stands already at {seen[name]} – drop one")
+
+        # Label maps as colours, or as matrices where there are none.
         paths = [f"{found}/pngs320H/{name}.png" for name in seen]
         maps = [f"{found}/Annotations/col/{name}.png" for name in seen]
         for i, name in enumerate(seen):
             mat = f"{found}/Annotations/mat/{name}.mat"
             if not os.path.exists(maps[i]) and os.path.exists(mat):
                 maps[i] = mat
+
         if not listed and not problems:
             problems.append(f"{found}: its {split} list is empty – restore it")
         names, where = list(seen), list(seen.values())
@@ -367,14 +385,18 @@ def find_a2d(root) -> Path | None:
 
 def _a2d_list(root, split):
     """[(where, "<video>/<frame>")] of one split, and the problems of the list itself."""
+    # The course's lists, where there are any.
     file = root / "list" / f"{split}.txt"
     if os.path.exists(file):
         return _lines(file), []
     if os.path.exists(root / "list"):  # the official split would be another set of frames
         raise DataError(f"{file}: cannot be found – restore it or drop list/ to split officially")
+
+    # Else the official split: all annotated frames of the videos that the last column names.
     file = root / "videoset.csv"
     if split not in ("train", "val") or not os.path.exists(file):
         raise DataError(f"{root}: has neither list/{split}.txt nor an official {split} split")
+
     listed, problems = [], []
     for where, line in _lines(file):
         row = [cell.strip() for cell in line.split(",")]
@@ -429,15 +451,19 @@ class CSVDataset(Frames):
             classes = _csv_classes(path, named, problems)
             if not problems and not any(row.labels for row in rows):
                 problems.append(f"{path}: names no label in any row – fill the column labels")
+
+        # Classes that a checkpoint or classes.txt names are all that there are.
         column = {name: i for i, name in enumerate(classes)}
         known = ", ".join(classes[:8]) + (" …" if len(classes) > 8 else "")
         for row in rows:
             for name in row.labels:
                 if name not in column:
                     problems.append(f"{row.where}: unknown label {name!r} – classes are {known}")
+
         rows = [row for row in rows if split in (None, row.split)]
         if not rows and not problems:
             problems.append(f"{path}: no row is of split {split} – name some in a column split")
+
         labels = np.zeros((len(rows), len(classes)), np.float32)
         for row, vector in zip(rows, labels, strict=True):
             vector[[column[name] for name in row.labels if name in column]] = 1
@@ -457,6 +483,8 @@ def _csv_classes(path, named, problems):
         if not first:
             problems.append(f"{file}: names no class – write one a line, or remove the file")
         return list(first)
+
+    # Two names that look alike are most likely one that was mistyped, and would be two classes.
     for name in sorted(named):
         shape = unicodedata.normalize("NFKC", name).casefold()
         other = first.setdefault("".join(filter(str.isprintable, shape)), name)
@@ -480,6 +508,7 @@ def _csv_rows(path, problems):
     reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
     rows, named, first, line = [], {}, {}, 1  # the line that a row begins at
     try:
+        # The header: either one column of names, or a column for each class.
         header = [name.strip() for name in next(reader, [])]
         if "path" not in header or "" in header or not 2 <= len(set(header)) == len(header):
             raise DataError(
@@ -491,15 +520,18 @@ def _csv_rows(path, problems):
             raise DataError(f"{path}:1: both `labels` and columns {classes[:5]} – keep one kind")
         named |= dict.fromkeys(classes, f"{path}:1")
         line += reader.line_num
+
         for cells in reader:
             where, lines = f"{path}:{line}", reader.line_num + 1 - line
             line += lines
+            # A quotation mark that is never closed swallows the lines after it.
             if lines > 1:
                 problems.append(f"{where}: a quoted cell goes on for {lines} lines – end it in one")
                 continue
             if len(cells) != len(header):
                 problems.append(f"{where}: {len(cells)} cells, {len(header)} columns – correct it")
                 continue
+
             cell = dict(zip(header, (c.strip() for c in cells), strict=True))
             name, split = cell["path"], cell.get("split")
             if "labels" in header:
@@ -510,16 +542,20 @@ def _csv_rows(path, problems):
                 problems += [f"{where}: column {c} is {cell[c]!r} – must be 0, 1" for c in wrong]
             for label in labels:
                 named.setdefault(label, where)
+
+            # One image in two rows would be in two splits, or have two sets of labels.
             file = os.path.normpath(name)  # ./a.png and b//../a.png are a.png too
             if _leaves_root(name):
                 problems.append(f"{where}: path {name!r} – must name a file below the CSV's folder")
             elif file in first:
                 problems.append(f"{where}: {name} stands already at {first[file]} – drop one")
             else:
+                # Without a column, the split is the path's own: no new row changes that of another.
                 first[file] = where
                 if split is None:
                     split = "val" if hashlib.sha256(name.encode()).digest()[0] % 5 == 0 else "train"
                 rows.append(_Row(where, name, labels, split))
+
             if split not in ("train", "val", "test", None):
                 problems.append(f"{where}: column split is {split!r} – must be train, val, test")
     except csv.Error as error:
@@ -555,6 +591,8 @@ def load(path, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
             f"--data {path}: does not exist, or may not be read – name an A2D tree, a .csv or a "
             "folder of images"
         )
+
+    # A CSV is known by its name, an A2D tree by its folders; all else is images without labels.
     path = Path(path)
     if path.suffix.lower() == ".csv" and path.is_file():
         opened = partial(CSVDataset, path, classes=classes, keep=keep)
@@ -562,12 +600,15 @@ def load(path, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
         opened = partial(A2D, path, keep=keep)
     else:
         return {"all": ImageFolder(path, classes or (), keep)}
+
     sets, problems = {}, []
     for split in splits:
         try:
             sets[split] = opened(split=split)
         except DataError as error:
             problems += error.problems
+
+    # A frame that is trained on must not be scored.
     for (a, left), (b, right) in itertools.combinations(sets.items(), 2):
         place = dict(zip(left.names, left.where, strict=True))
         problems += [
@@ -575,6 +616,7 @@ def load(path, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
             for i, name in enumerate(right.names)
             if name in place
         ]
+
     if problems:
         raise DataError(*dict.fromkeys(problems))
     for split, dataset in sets.items():
@@ -593,6 +635,7 @@ def order(n: int, seed: int, epoch: int) -> list[int]:
 
 
 def collate(samples) -> Batch:
+    # Frames keep their size; what is padded here is left out again, by `sizes`.
     index, frames, labels, maps = zip(*samples, strict=True)
     sizes = torch.tensor([frame.shape[1:] for frame in frames])  # (B, 2)
     height, width = sizes.amax(0).tolist()
@@ -656,6 +699,8 @@ def to_device(batch: Batch, device, stream=None) -> Batch:
     parts = {name: getattr(batch, name) for name in ("frames", "labels", "label_maps")}
     with torch.cuda.stream(stream):
         parts = {k: t if t is None else t.to(device, non_blocking=True) for k, t in parts.items()}
+
+    # What comes after on the current stream waits for the copies, and the host for nothing.
     if stream is not None:
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)

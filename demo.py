@@ -176,7 +176,8 @@ def figure(actor, action, rgb, rng):
     """Strokes (p, q, r0, r1, colour) of one actor in drawing order; x forward, y up."""
     drawn = {word: choices[rng.randint(len(choices))] for word, choices in DRAWN.items()}
     pose = iter(rng.normal(POSES[actor][action], 5) if actor in POSES else ())
-    strokes, ends = [], {"": (np.zeros(2), np.array([1.0, 0.0]))}
+    strokes = []
+    ends = {"": (np.zeros(2), np.array([1.0, 0.0]))}  # of each bone: where it ends, its direction
 
     def add(layer, p, q, r0, r1, colour):
         base, factor = (rgb, colour) if isinstance(colour, (int, float)) else (
@@ -195,6 +196,8 @@ def figure(actor, action, rgb, rng):
                 add(-2 if far else layer, at, at + length * along, radii[k], radii[k + 1], colour)
                 at = at + length * along
             ends[name] = at, along
+
+    # What has no joint of its own hangs at the end of a bone, and turns with it.
     for start, x0, y0, x1, y1, r0, r1, colour, layer in TRIM[actor]:
         at, (u, v) = ends[start]
         p, q = at + np.array([(x0, y0), (x1, y1)]) @ [(u, v), (-v, u)]
@@ -207,6 +210,8 @@ def background(rng, width):
     kind = list(SCENES)[rng.randint(len(SCENES))]
     far, near = (np.array(c) * rng.uniform(0.8, 1.15) + rng.normal(0, 8, 3) for c in SCENES[kind])
     horizon, rows, texture = int(HEIGHT * rng.uniform(0.42, 0.62)), np.arange(HEIGHT)[:, None], 1.0
+
+    # Two octaves of smooth noise, over a sky that is brighter towards the horizon.
     for cells, strength in ((8, 0.2), (40, 0.1)):
         noise = Image.fromarray(rng.randint(0, 256, (cells // 2, cells)).astype(np.uint8))
         noise = np.asarray(noise.resize((width, HEIGHT), Image.Resampling.BICUBIC), np.float32)
@@ -215,6 +220,8 @@ def background(rng, width):
     light = np.where(sky[..., 0], (0.85 + 0.3 * rows / horizon) * (2 + texture) / 3, texture)
     image = np.clip(np.where(sky, far, near) * light[..., None], 0, 255)  # (H, W, 3)
     image = Image.fromarray(image.astype(np.uint8))
+
+    # Clutter that belongs to no class: trees, houses, pictures on a wall.
     canvas = Canvas(image.resize((width * ZOOM, HEIGHT * ZOOM), Image.Resampling.NEAREST))
     w, h, y = canvas.image.width, canvas.image.height, horizon * ZOOM
     for _ in range(rng.randint(1, 7)):
@@ -234,6 +241,7 @@ def put(canvas, label, x, ground, size, hint, rng):
     """Draw the actor of `label` about x, with its shadow and its cue; zoomed pixels."""
     name = PALETTE[label][0]
     actor, action = name.split("-")
+
     if rng.rand() < hint:  # A2D's hues are 54 degrees apart
         hue = (54 * ACTORS.index(actor) + rng.normal(0, 8)) / 360 % 1
         rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 0.95), 255 * rng.uniform(0.5, 0.9))
@@ -241,12 +249,16 @@ def put(canvas, label, x, ground, size, hint, rng):
         rgb = FUR[rng.randint(len(FUR))]
     else:
         rgb = rng.randint(30, 240, 3).tolist()
+
+    # The figure is drawn upright and facing right; here it turns, tilts and gets its size.
     spins = {"rolling": rng.uniform(80, 280), "flying": rng.uniform(0, 20)}
     spin, face = np.radians(rng.normal(0, 4) + spins.get(action, 0)), (-1, 1)[rng.randint(2)]
     turn = np.array([(np.cos(spin) * face, -np.sin(spin)), (-np.sin(spin) * face, -np.cos(spin))])
     turn *= size * rng.uniform(0.9, 1.1, 2)
     strokes = [(p @ turn, q @ turn, r0 * size, r1 * size, colour)
                for p, q, r0, r1, colour in figure(actor, action, rgb, rng)]
+
+    # Its box, which is kept inside the frame, on the ground or as far above it as its action is.
     low = np.min([np.minimum(p - r0, q - r1) for p, q, r0, r1, _ in strokes], 0)
     high = np.max([np.maximum(p + r0, q + r1) for p, q, r0, r1, _ in strokes], 0)
     width, height = high - low
@@ -254,6 +266,8 @@ def put(canvas, label, x, ground, size, hint, rng):
              "flying": ground - canvas.image.height * rng.uniform(0.2, 0.42)}
     top = max(4, ground - lifts.get(action, 0) - height)  # inside the frame
     left = min(max(x - width / 2, 4), canvas.image.width - width - 4)
+
+    # From back to front: shadow, cue, figure.
     if action != "flying":
         canvas.stroke((left + 0.1 * width, ground), (left + 0.9 * width, ground), 0.05 * size,
                       0.05 * size, (20, 20, 25, 110))
@@ -267,10 +281,13 @@ def scene(labels, rng, width, hint=0.7):
     """Draw a frame -> (RGB image (H, W), ids uint8 (H, W), 0 = nothing)."""
     canvas, horizon = background(rng, width)
     w, h = canvas.image.size
+
     if rng.rand() < 0.25:  # a cue without its action
         x, y, s = rng.rand() * w, rng.uniform(horizon + 20, h), h * rng.uniform(0.25, 0.5)
         name, face = list(CUES)[rng.randint(len(CUES))], (-1, 1)[rng.randint(2)]
         canvas.cue(name, (x, y - s, x + s, y), y, face)
+
+    # Each actor has a slot of its own from left to right, so that none hides another.
     order, slots = (rng.permutation(len(labels)) for _ in range(2))
     depths = np.sort(rng.uniform(0.15, 0.95, len(labels)))  # far ones first
     for label, slot, depth in zip([labels[k] for k in order], slots, depths, strict=True):
@@ -278,6 +295,8 @@ def scene(labels, rng, width, hint=0.7):
         size *= (0.8 + 0.35 * depth) * 0.88 ** (len(labels) - 1)
         put(canvas, label, w * (slot + rng.uniform(0.25, 0.75)) / len(labels),
             horizon + depth * (h - 6 - horizon), size, hint, rng)
+
+    # A camera: averaging, a blur that differs, exposure, noise of the sensor.
     ids = np.asarray(canvas.ids)[::ZOOM, ::ZOOM]
     image = canvas.image.reduce(ZOOM).filter(ImageFilter.BoxBlur(rng.uniform(0, 0.8)))
     noise = rng.normal(0, rng.uniform(2, 7), (HEIGHT, width, 1)).astype(np.float32)
@@ -306,14 +325,17 @@ def write_frame(root, seed, split, number, hint):
     video = base64.urlsafe_b64encode(digest)[:11].decode()  # looks like YouTube's
     if number % 16 == 3:
         video = "-" + video[1:]  # a trap of A2D's, in small sets too
+
     width, frames = int(rng.choice(list(WIDTHS), p=list(WIDTHS.values()))), rng.randint(24, 333)
     line = f"{video}/{rng.randint(1, frames + 1):05d}"
     image, ids = scene(labels, rng, width, hint)
+
     colours = np.zeros((256, 3), np.uint8)
     colours[list(COLOURS)] = list(COLOURS.values())
     for folder, picture in ("pngs320H", image), ("Annotations/col", Image.fromarray(colours[ids])):
         (root / folder / video).mkdir(parents=True)
         picture.save(root / folder / f"{line}.png", compress_level=1)
+
     main = next((i for i in labels if i % 10 != 9), labels[0])
     end = f"00:00:{frames // 30:02d}"
     return f"{video},{main},00:00:00,{end},{HEIGHT},{width},{frames},1,{split}\n", line
@@ -328,11 +350,14 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, progress=print):
     """
     if min(train, val, seed) < 0 or not 0 <= hint <= 1:
         raise ValueError(f"train {train}, val {val}, seed {seed} must be >= 0, hint {hint} in 0..1")
+
     root, total = Path(root), train + val
     root.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(root.parent).free) < total * BYTES_A_FRAME:
         raise OSError(f"{total} frames take about {total * BYTES_A_FRAME / 1e9:.0f} GB, "
                       f"and {root.parent} has {free / 1e9:.0f} GB left")
+
+    # Everything is made under another name, which is given up by whoever finds it stale.
     part, guard = (root.parent / f".{root.name}.{end}" for end in ("part", "lock"))
     with open(guard, "w") as lock, contextlib.ExitStack() as cleanup:
         if fcntl:  # one writer at a time; its lock dies with it, so what is found is stale
@@ -341,10 +366,12 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, progress=print):
         cleanup.callback(lambda: root.exists() and guard.unlink(missing_ok=True))
         if root.exists():
             raise FileExistsError(f"{root} exists - choose another folder, or remove it")
+
         cleanup.callback(shutil.rmtree, part, ignore_errors=True)
         shutil.rmtree(part, ignore_errors=True)
         for folder in ("pngs320H", "Annotations/col", "list"):
             (part / folder).mkdir(parents=True)
+
         rows, start = [], time.monotonic()
         for split, (name, count) in enumerate((("train", train), ("val", val))):
             lines = []
@@ -356,6 +383,7 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, progress=print):
                     seconds = time.monotonic() - start
                     progress(f"demo scenes: {len(rows)} of {total} frames, {seconds:.0f} s, "
                              f"{seconds * (total / len(rows) - 1):.0f} s left, into {root}")
+
             (part / f"list/{name}.txt").write_text("\n".join(lines))  # no last newline
         (part / "videoset.csv").write_text("".join(rows))
         os.rename(part, root)

@@ -53,6 +53,7 @@ class World:
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
 
+        # Only now: until here a signal has nothing to save.
         signal.signal(signal.SIGINT, self._arrived)
         signal.signal(signal.SIGTERM, self._arrived)
 
@@ -61,6 +62,8 @@ class World:
         if self.signal == number == signal.SIGINT and self.size == 1:
             end_workers()
             os._exit(130)
+
+        # Before the first step nothing has to be waited for; after it, all ranks stop together.
         self.signal = number
         if not self.polled:
             raise Interrupted(number)
@@ -69,6 +72,7 @@ class World:
 
     def poll(self, due=False) -> bool:
         """Whether something is due on any rank; raises Interrupted if any rank got a signal."""
+        # The largest number wins: SIGTERM where ranks got different signals.
         number, due = self.reduce(torch.tensor([self.signal or 0, int(due)]), "max").tolist()
         if number:
             raise Interrupted(number)
@@ -194,6 +198,8 @@ def launch(program, work, args, smaller, last=None) -> int:
     if world.rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
         warnings.simplefilter("ignore")
+
+    # Whatever happens, the other ranks are told, and no process stays behind.
     code = 1
     try:
         work(args, world)
@@ -226,6 +232,8 @@ def diagnose(error, smaller):
     text = str(error)
     if "Original Traceback" in text:  # raised in a worker, which sends all of it as the message
         text = text.strip().rpartition(f"{type(error).__name__}: ")[2]
+
+    # Ours, and those that have a type.
     if hasattr(error, "exit_code"):
         return error.exit_code, text
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -233,6 +241,7 @@ def diagnose(error, smaller):
     if isinstance(error, OSError):
         return 5, text
 
+    # Those that torch tells by their words alone.
     if isinstance(error, ValueError) and "more than 1 value per channel" in text:
         return 3, (
             "a batch of one frame leaves batch norm one value a channel – a larger --image-size, "
@@ -240,6 +249,7 @@ def diagnose(error, smaller):
         )
     if not isinstance(error, RuntimeError):
         return 1, text
+
     if "DataLoader" in text:  # a worker was killed, or brought nothing in time
         return 5, f"{text} – try --workers 0, or more shared memory"
     if "No working C++ compiler" in text:

@@ -31,6 +31,7 @@ import distributed
 import metrics
 import model
 import pictures
+from flags import add_flags, given_flags
 
 BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
 PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of explanations
@@ -58,6 +59,7 @@ class Predictor:
         fit = self.state["args"]["fit"]
         self.transform = augment.EvalTransform(**self.state["input_config"], fit=fit)
 
+        # Where a run kept an average of the weights, that is what it scored.
         self.net = model.create_model(**self.state["config"])
         self.net.load_state_dict(self.state["average"] or self.state["model"])
         self.net.to(self.device, memory_format=torch.channels_last).eval()
@@ -82,6 +84,7 @@ class Predictor:
         """(N, C) float32, on the CPU, of paths and PIL images."""
         rows = [torch.empty(0, len(self.classes))]
         for start in range(0, len(images), BATCH_SIZE):
+            # One by one, as they differ in size; the transform makes them alike.
             views = []
             for image in images[start : start + BATCH_SIZE]:
                 levels = data.decode(image) if isinstance(image, (str, Path)) else data.rgb(image)
@@ -136,16 +139,20 @@ def predict(net, dataset, view, args, world, most=None) -> torch.Tensor:
         images = view(batch.frames.to(args.device, non_blocking=True), batch.sizes)
         with autocast(args):
             scores = net(images).float().cpu().sigmoid()  # (B, C)
+
+        # A rank that has no frame left scored another's, which is not copied.
         own = probabilities[start : start + together][world.rank :: world.size]
         own.copy_(scores[: len(own)])
         world.poll()
 
+        # What takes less than five seconds says nothing.
         now, done = time.monotonic(), min(start + together, len(indices))
         if now - began > 5 and (now - shown > show_interval() or done == len(indices)):
             shown = now
             left = (now - began) * (len(indices) / done - 1)
             show_line(f"scored {done}/{len(indices)} frames  left {clock(left)}", last=left == 0)
-    return world.reduce(probabilities)  # x + 0, so exact
+    # Each row is 0 on all ranks but one: x + 0 is exact.
+    return world.reduce(probabilities)
 
 
 def score(
@@ -207,6 +214,8 @@ def write_report(folder, report, log=None) -> str:
     """
     metrics.write_report_csv(folder / "report.csv", report)
     print(metrics.format_report(report))
+
+    # Charts are worth no evaluation: what is in their way is said, and nothing more.
     try:
         pictures.draw_classes(report, folder / "classes.png")
         rows = checkpoint.read_log(log) if log else []
@@ -223,6 +232,29 @@ def write_report(folder, report, log=None) -> str:
 # ------------------------------------------------------------------------------------- command line
 
 
+FLAGS = [
+    ("--data", str, "A2D folder, .csv of your images, folder of images without labels, demo, or "
+     "demo:TRAIN/VAL [demo]"),
+    ("--split", ["train", "val", "test"], "part of the data [val]"),
+    ("--blend", str, "of several: mean, fit (weights for the best F1 on these frames, kept in "
+     "blend.json), or such a file [mean]"),
+    ("--explain", (str,), "what in a frame speaks for these classes, in explain.png"),
+    ("--threshold", float, "least probability of a predicted label [what validation in training "
+     "chose, or the blend's]"),
+    ("--min-labels", int, "labels that a frame has at least: the likeliest, where too few reach "
+     "the threshold [0]"),
+    ("--out", str, "folder to write [evaluate-SPLIT beside the first checkpoint]"),
+    ("--batch-size", int, "frames in a forward pass, of each process under torchrun [64]"),
+    ("--workers", int, "decoding processes [up to 8]"),
+    ("--amp", ["fp16", "bf16", "off"], "autocast type [fp16; off on a CPU]"),
+    ("--device", str, "cpu, cuda, cuda:1 [cuda where there is one]"),
+]  # fmt: skip
+DEFAULTS = {
+    "data": "demo", "split": "val", "blend": "mean", "explain": [], "threshold": None,
+    "min_labels": 0, "out": None, "batch_size": BATCH_SIZE, "workers": min(8, os.cpu_count() or 1),
+}  # fmt: skip
+
+
 def parse_args(argv=None):
     """The flags; all that is wrong with them is refused in one message."""
     parser = argparse.ArgumentParser(
@@ -230,41 +262,23 @@ def parse_args(argv=None):
         usage="python evaluate.py CHECKPOINT [CHECKPOINT …] [flags]; --help lists them",
         epilog="The values in [] are the defaults.",
     )
-    add = parser.add_argument
-    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run, or of several, "
-        "which are blended")
-    add("--data", default="demo", help="A2D folder, .csv of your images, folder of images without "
-        "labels, demo, or demo:TRAIN/VAL [demo]")
-    add("--split", choices=["train", "val", "test"], default="val", help="part of the data [val]")
-    add("--blend", default="mean", metavar="HOW", help="of several: mean, fit (weights for the "
-        "best F1 on these frames, kept in blend.json), or such a file [mean]")
-    add("--explain", nargs="+", default=[], metavar="CLASS", help="what in a frame speaks for "
-        "these classes, in explain.png")
-    add("--threshold", type=float, metavar="T", help="least probability of a predicted label [what "
-        "validation in training chose, or the blend's]")
-    add("--min-labels", type=int, default=0, metavar="N", help="labels that a frame has at least: "
-        "the likeliest, where too few reach the threshold [0]")
-    add("--out", metavar="DIR", help="folder to write [evaluate-SPLIT beside the first checkpoint]")
-    add("--batch-size", type=int, default=BATCH_SIZE, metavar="B", help="frames in a forward pass, "
-        f"of each process under torchrun [{BATCH_SIZE}]")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="decoding "
-        "processes [up to 8]")
-    add("--amp", choices=["fp16", "bf16", "off"], help="autocast type [fp16; off on a CPU]")
-    add("--device", help="cpu, cuda, cuda:1 [cuda where there is one]")
-    args = parser.parse_args(argv)
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run, or "
+                        "of several, which are blended")  # fmt: skip
+    add_flags(parser, FLAGS)
 
-    args.device = distributed.choose_device(args.device)
-    args.amp = args.amp or ("fp16" if args.device.startswith("cuda") else "off")
-    rules = [
-        *distributed.device_rules(args.device),
+    given = given_flags(parser, argv)
+    device = distributed.choose_device(given.get("device"))
+    amp = "fp16" if device.startswith("cuda") else "off"
+    args = argparse.Namespace(**{**DEFAULTS, "amp": amp, **given, "device": device})
+
+    rules = distributed.device_rules(device) + [
         (args.batch_size < 1, "--batch-size: must be above 0"),
         (args.workers < 0, "--workers: must be 0 or more"),
         (args.min_labels < 0, "--min-labels: must be 0 or more"),
-        (args.threshold is not None and not 0 <= args.threshold <= 1,
-         "--threshold: must be in [0, 1]"),
-        (args.threshold is not None and args.blend == "fit", "--threshold: --blend fit finds one"),
+        (not 0 <= given.get("threshold", 0) <= 1, "--threshold: must be in [0, 1]"),
+        ("threshold" in given and args.blend == "fit", "--threshold: --blend fit finds one"),
         (args.blend != "mean" and len(args.checkpoints) < 2, "--blend: of several checkpoints"),
-    ]  # fmt: skip
+    ]
     wrong = [sentence for broken, sentence in rules if broken]
     if wrong:
         parser.error("; ".join(wrong))
@@ -274,33 +288,44 @@ def parse_args(argv=None):
 # -------------------------------------------------------------------------------------- evaluation
 
 
-def evaluate(args, world):
-    """What the command does: all members' scores, their blend, and the files of its docstring."""
-    torch.backends.cudnn.benchmark = True
+def open_members(args):
+    """A Predictor of each checkpoint, all of the same classes, which the flags fit."""
     members = [Predictor(path, args.device) for path in args.checkpoints]
     classes = members[0].classes
     for path, member in zip(args.checkpoints, members, strict=True):
         if member.classes != classes:
             raise checkpoint.CheckpointError(f"{path}: other classes than {args.checkpoints[0]}")
+
     unknown = [name for name in args.explain if name not in classes]
     if unknown:
         known = ", ".join(classes)
         raise data.DataError(f"--explain {' '.join(unknown)}: the classes are {known}")
     if args.min_labels > len(classes):
         raise data.DataError(f"--min-labels {args.min_labels}: there are {len(classes)} classes")
+    return members
 
+
+def evaluate(args, world):
+    """What the command does: all members' scores, their blend, and the files of its docstring."""
+    torch.backends.cudnn.benchmark = True
+    members = open_members(args)
     with world.in_turn():
-        sets = open_sets(args.data, (args.split,), classes)
+        sets = open_sets(args.data, (args.split,), members[0].classes)
     print(data.describe(sets))
+
+    # Images without labels are the split "all", whatever --split says.
     ((split, dataset),) = sets.items()
     if args.blend == "fit" and dataset.labels is None:
         raise data.DataError(f"--blend fit: {args.data} has no labels – fit on validation frames")
     weights, threshold, chosen_on = read_blend(args, [member.threshold for member in members])
+
     folder = Path(args.out or Path(args.checkpoints[0]).parent / f"evaluate-{split}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise data.DataError(f"{folder}: {error.strerror} – choose another --out") from None
+
+    # From here on a signal stops all ranks after the same batch.
     world.polled = True
     if world.rank == 0 and (folder / "predictions.csv").exists():
         print(f"{folder}: the evaluation in it is replaced")
@@ -313,17 +338,12 @@ def evaluate(args, world):
     if world.rank:
         return
 
-    written = f"{folder}/predictions.csv, predictions.png"
+    # The scores are complete, and rank 0 alone goes on.
     if args.blend == "fit":
         weights = metrics.fit_blend(scores, dataset.labels).tolist()
         threshold, _ = metrics.best_threshold(metrics.blend(scores, weights), dataset.labels)
         chosen_on = "these frames"
-        blend = {"weights": dict(zip(args.checkpoints, weights, strict=True)),
-                 "threshold": threshold}  # fmt: skip
-        (folder / "blend.json").write_text(json.dumps(blend, indent=1) + "\n", encoding="utf-8")
-        written += ", blend.json"
     probabilities = torch.as_tensor(metrics.blend(scores, weights))  # (N, C)
-    decided = metrics.decide(probabilities, threshold, args.min_labels)
 
     rows = []
     for path, member, weight, own in zip(args.checkpoints, members, weights, scores, strict=True):
@@ -333,19 +353,34 @@ def evaluate(args, world):
         rows.append(("blend", 1, threshold, probabilities))
     print_scores(rows, dataset.labels)
 
+    written = write_files(folder, args, members[0], dataset, probabilities, threshold)
+    if args.blend == "fit":
+        shares = dict(zip(args.checkpoints, weights, strict=True))
+        blend = json.dumps({"weights": shares, "threshold": threshold}, indent=1)
+        (folder / "blend.json").write_text(blend + "\n", encoding="utf-8")
+        written += ", blend.json"
+
+    # Checkpoints of earlier versions have no frequencies, so no constant answer either.
+    if dataset.labels is not None:
+        names, frequency = members[0].classes, members[0].state.get("frequency")
+        report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)
+        written += ", report.csv" + write_report(folder, report)
+    print(f"written: {folder}/{written}")
+
+
+def write_files(folder, args, member, dataset, probabilities, threshold) -> str:
+    """predictions.csv, predictions.png and, with --explain, explain.png: the names, to be printed.
+    """
+    decided = metrics.decide(probabilities, threshold, args.min_labels)
     metrics.write_predictions(
-        folder / "predictions.csv", dataset.names, classes, probabilities.tolist(), decided,
+        folder / "predictions.csv", dataset.names, member.classes, probabilities.tolist(), decided,
         dataset.labels,
     )  # fmt: skip
-    write_page(folder / "predictions.png", dataset, classes, probabilities, decided)
-    if args.explain:
-        explain(folder / "explain.png", members[0], dataset, args.explain, probabilities)
-        written += ", explain.png"
-    if dataset.labels is not None:
-        frequency = members[0].state.get("frequency")  # earlier versions did not keep it
-        report = score(probabilities, dataset.labels, classes, frequency, threshold, chosen_on)
-        written += ", report.csv" + write_report(folder, report)
-    print(f"written: {written}")
+    write_page(folder / "predictions.png", dataset, member.classes, probabilities, decided)
+    if not args.explain:
+        return "predictions.csv, predictions.png"
+    explain(folder / "explain.png", member, dataset, args.explain, probabilities)
+    return "predictions.csv, predictions.png, explain.png"
 
 
 def read_blend(args, thresholds):
@@ -356,6 +391,7 @@ def read_blend(args, thresholds):
     M = len(thresholds)
     weights, threshold = [1 / M] * M, sum(thresholds) / M
     if args.blend not in ("mean", "fit"):
+        # Paths are compared as the files that they are, however they were written.
         try:
             blend = json.loads(Path(args.blend).read_text("utf-8"))
             given = {os.path.realpath(path): float(w) for path, w in blend["weights"].items()}
@@ -367,6 +403,7 @@ def read_blend(args, thresholds):
             raise data.DataError(
                 f"{args.blend}: no blend of these checkpoints ({error}) – make one with --blend fit"
             ) from None
+
     if args.threshold is not None:
         return weights, args.threshold, "given"
     return weights, threshold, "validation in training"
@@ -377,7 +414,9 @@ def write_page(path, dataset, classes, probabilities, decided):
     shown = range(0, len(dataset), max(1, len(dataset) // PAGE))[:PAGE]
     captions = []
     for i in shown:
+        # Without labels, what is predicted passes for right.
         truth = decided[i] if dataset.labels is None else dataset.labels[i].bool().numpy()
+
         right, missed = [], []
         for c in sorted(range(len(classes)), key=lambda c: -probabilities[i, c]):
             if decided[i][c]:
@@ -397,12 +436,16 @@ def explain(path, predictor, dataset, classes, probabilities):
         for i in probabilities[:, c].argsort(descending=True)[:ROW].tolist():
             _, frame, labels, _ = dataset[i]
             size = frame.shape[1:]
+
+            # The map is stretched to the view, cut to what the view shows of the frame, and
+            # stretched to the frame.
             view = transform(frame[None].to(predictor.device))
             heat = model.class_activation(predictor.net, view, c)  # (1, 1, h, w)
             heat = F.interpolate(heat, [transform.size] * 2, mode="bilinear")
             if transform.fit == "letterbox":
                 heat = center_crop(heat, [max(1, n * transform.size // max(size)) for n in size])
             heat = F.interpolate(heat, size, mode="bilinear")[0, 0, :, :, None].cpu().numpy()
+
             images.append(pictures.heated(as_picture(frame), heat))
             colour = "gray" if labels is None else "green" if labels[c] else "red"
             captions.append([(f"{name} {probabilities[i, c]:.0%}", colour)])

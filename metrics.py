@@ -35,11 +35,13 @@ COLUMNS = ("name", "support", "predicted", *RATIOS, "ap")  # of the per-class ta
 
 def _binary(pred, target):
     """Both as (N, C) int64."""
-    pred, target = np.asarray(pred), np.asarray(target)
+    pred = np.asarray(pred)
+    target = np.asarray(target)
     if pred.shape != target.shape or pred.ndim != 2 or pred.size == 0:
         raise ValueError(f"pred {pred.shape} and target {target.shape} must be (N, C), N and C > 0")
     for name, array in (("pred", pred), ("target", target)):
-        for n, c in np.argwhere((array != 0) & (array != 1))[:1]:
+        wrong = (array != 0) & (array != 1)
+        for n, c in np.argwhere(wrong)[:1]:
             raise ValueError(f"{name} must be 0 or 1, is {array[n, c]} at row {n}, class {c}")
     return pred.astype(np.int64), target.astype(np.int64)
 
@@ -49,7 +51,8 @@ def _scores(scores, low=-math.inf, high=math.inf, name="scores"):
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"{name} {scores.shape} must be (N, C), N and C > 0")
-    for n, c in np.argwhere(~((scores >= low) & (scores <= high)))[:1]:  # ~ finds NaN as well
+    right = (scores >= low) & (scores <= high)  # of NaN neither is true
+    for n, c in np.argwhere(~right)[:1]:
         raise ValueError(f"{name} must be {low} to {high}, is {scores[n, c]} at row {n}, class {c}")
     return scores
 
@@ -57,7 +60,10 @@ def _scores(scores, low=-math.inf, high=math.inf, name="scores"):
 def _exact_mean(numerators, denominators, zero_division=0) -> float:
     """The mean of N ratios of integers, rounded once at the end: in any order the same."""
     sums = np.bincount(denominators, numerators)  # of the ratios with each denominator
-    total = sum(Fraction(int(x), d) for d, x in enumerate(sums) if x)
+    total = Fraction(0)
+    for denominator, numerator in enumerate(sums):
+        if numerator:
+            total += Fraction(int(numerator), denominator)
     undefined = int((denominators == 0).sum())
     return float((total + zero_division * undefined) / len(numerators))
 
@@ -74,11 +80,16 @@ def precision_recall_f1(pred, target, average="samples", zero_division=0):
     """
     if average not in ("samples", "micro", "macro", None) or zero_division not in (0, 1):
         raise ValueError(f"average {average!r} or zero_division {zero_division!r} is unknown")
+
+    # In counts of labels: per image, over all, or per class.
     pred, target = _binary(pred, target)
     axis = {"samples": 1, "micro": None}.get(average, 0)
     hits = (pred & target).sum(axis)  # (N,), () or (C,)
-    p, t = pred.sum(axis), target.sum(axis)
+    p = pred.sum(axis)
+    t = target.sum(axis)
     fractions = (hits, p), (hits, t), (2 * hits, p + t)
+
+    # Means of images are exact, so that no order of the images, batches or ranks changes them.
     if average == "samples":
         return tuple(_exact_mean(*fraction, zero_division) for fraction in fractions)
 
@@ -86,7 +97,9 @@ def precision_recall_f1(pred, target, average="samples", zero_division=0):
     for numerators, denominators in fractions:
         undefined = np.full(denominators.shape, float(zero_division))
         ratios.append(np.divide(numerators, denominators, out=undefined, where=denominators > 0))
-    return tuple(ratios) if average is None else tuple(float(r.mean()) for r in ratios)
+    if average is None:
+        return tuple(ratios)
+    return tuple(float(ratio.mean()) for ratio in ratios)
 
 
 def average_precision(scores, target, eleven_point=False):
@@ -103,15 +116,20 @@ def average_precision(scores, target, eleven_point=False):
     _, target = _binary(np.zeros(scores.shape), target)
     result = np.full(scores.shape[1], np.nan)
     for c in np.flatnonzero(target.any(0)):
+        # The curve has a point for each distinct score: images of equal score enter together.
         order = np.argsort(-scores[:, c])
         ranked = scores[order, c]
-        last = np.append(ranked[1:] != ranked[:-1], True).nonzero()[0]  # of each run of equals
+        ends = np.append(ranked[1:] != ranked[:-1], True)  # of each run of equals
+        last = ends.nonzero()[0]
         hits = target[order, c].cumsum()[last]
         precision = hits / (last + 1)
+
         if eleven_point:  # recall in integers: in floats 3/10 >= 0.1 * 3 is false
-            result[c] = sum(precision[10 * hits >= r * hits[-1]].max() for r in range(11)) / 11
+            highest = [precision[10 * hits >= r * hits[-1]].max() for r in range(11)]
+            result[c] = sum(highest) / 11
         else:
-            result[c] = (np.diff(hits, prepend=0) * precision).sum() / hits[-1]
+            gained = np.diff(hits, prepend=0)
+            result[c] = (gained * precision).sum() / hits[-1]
     return result
 
 
@@ -125,13 +143,18 @@ def decide(scores, threshold=0.5, min_labels=0):
     returns     (N, C) bool
     raises      ValueError on NaN, a threshold of another shape, N == 0 or C == 0
     """
-    scores, threshold = _scores(scores), np.asarray(threshold, dtype=np.float64)
+    scores = _scores(scores)
+    threshold = np.asarray(threshold, dtype=np.float64)
     C = scores.shape[1]
-    if threshold.shape not in ((), (C,)) or np.isnan(threshold).any() or not 0 <= min_labels <= C:
+    usable = threshold.shape in ((), (C,)) and not np.isnan(threshold).any()
+    if not usable or not 0 <= min_labels <= C:
         raise ValueError(f"threshold {threshold} (1 or {C}) or min_labels {min_labels} is unusable")
+
+    # Labels that are predicted anyway come first, so that min_labels counts them.
     pred = scores >= threshold
     if min_labels:
-        order = np.argsort(-np.where(pred, np.inf, scores), axis=1, kind="stable")
+        rank = -np.where(pred, np.inf, scores)
+        order = np.argsort(rank, axis=1, kind="stable")
         np.put_along_axis(pred, order[:, :min_labels], True, axis=1)
     return pred
 
@@ -146,11 +169,14 @@ def best_threshold(scores, target):
     """
     scores = _scores(scores, 0, 1)
     _, target = _binary(np.zeros(scores.shape), target)
-    truth, true = target > 0, target.sum(1)
+    # The first of equal ones counts, hence exact means: in floats, equal means may differ.
+    truth = target > 0
     f1 = []
     for threshold in THRESHOLDS:
         pred = scores >= threshold
-        f1.append(_exact_mean(2 * (pred & truth).sum(1), pred.sum(1) + true))
+        hits = (pred & truth).sum(1)  # (N,)
+        sizes = pred.sum(1) + truth.sum(1)
+        f1.append(_exact_mean(2 * hits, sizes))
     return THRESHOLDS[f1.index(max(f1))], max(f1)
 
 
@@ -167,9 +193,10 @@ def blend(members, weights):
 
     raises  ValueError on weights that are no `shares`, or other than M
     """
-    pairs = zip(shares(weights), members, strict=True)
-    scaled = (w * np.asarray(p, dtype=np.float64) for w, p in pairs)
-    return np.minimum(sum(scaled), 1)  # weights such as 1/M may round up
+    mixture = 0
+    for weight, member in zip(shares(weights), members, strict=True):
+        mixture = mixture + weight * np.asarray(member, dtype=np.float64)
+    return np.minimum(mixture, 1)  # weights such as 1/M may round up
 
 
 def fit_blend(members, target):
@@ -192,17 +219,22 @@ def fit_blend(members, target):
     M = len(members)
 
     def rank(weights):
-        distance = round(float(((weights - 1 / M) ** 2).sum()), 9)  # permuted weights are a tie
-        return best_threshold(blend(members, weights), target)[1], -distance
+        distance = ((weights - 1 / M) ** 2).sum()
+        _, f1 = best_threshold(blend(members, weights), target)
+        return f1, -round(float(distance), 9)  # rounded, so that permuted weights are a tie
 
+    # All mixtures of two or three; of more there are too many, so one weight is moved at a time.
     best = np.full(M, 1 / M)
     if M <= 3:
-        grid = [np.divide(k, 20) for k in itertools.product(range(21), repeat=M) if sum(k) == 20]
+        twentieths = itertools.product(range(21), repeat=M)
+        grid = [np.divide(k, 20) for k in twentieths if sum(k) == 20]
         return max([best, *grid], key=rank)
+
     for m in 3 * list(range(M)):
         if best[m] < 1:
+            alone = np.eye(M)[m]
             others = best / (1 - best[m]) * (np.arange(M) != m)  # sum 1
-            line = [(1 - k / 20) * others + k / 20 * np.eye(M)[m] for k in range(21)]
+            line = [(1 - k / 20) * others + k / 20 * alone for k in range(21)]
             best = max([best, *line], key=rank)
     return best
 
@@ -217,13 +249,17 @@ def constant_answer(frequency, target, class_names):
     returns    {"answer": its name, "precision", "recall", "f1": example-based, "loss": the mean
                binary cross-entropy}
     """
-    frequency = np.clip(np.asarray(frequency, dtype=np.float64), 1e-4, 1 - 1e-4)
+    # As set_prior_bias clips them: training begins with the loss of this answer.
+    frequency = np.asarray(frequency, dtype=np.float64)
+    frequency = np.clip(frequency, 1e-4, 1 - 1e-4)
     target = np.asarray(target)
     commonest = int(frequency.argmax())
     pred = np.zeros(target.shape)
     pred[:, commonest] = 1
-    loss = -np.where(target == 1, np.log(frequency), np.log1p(-frequency)).mean()
-    return {"answer": class_names[commonest], **_named(pred, target), "loss": float(loss)}
+    log_likelihood = np.where(target == 1, np.log(frequency), np.log1p(-frequency))
+    loss = -log_likelihood.mean()
+    scores = _named(pred, target)
+    return {"answer": class_names[commonest], **scores, "loss": float(loss)}
 
 
 def _named(pred, target, average="samples"):
@@ -249,40 +285,65 @@ def report(scores, target, threshold, class_names, threshold_from="given", frequ
     raises          ValueError as best_threshold
     """
     scores = _scores(scores, 0, 1)
-    pred, target = _binary(decide(scores, threshold), target)
+    pred = decide(scores, threshold)
+    pred, target = _binary(pred, target)
+
     decisions = {}
+    # Both with the labels as they are decided, and with one for each image at least.
     for name, at in (("0.5", 0.5), ("chosen", threshold)):
         decisions[name] = _named(decide(scores, at), target)
         decisions[f"{name}+top1"] = _named(decide(scores, at, min_labels=1), target)
 
-    ap = [None if math.isnan(x) else x for x in average_precision(scores, target).tolist()]
-    known = [x for x in ap if x is not None]
-    per_class = target.sum(0), pred.sum(0), *precision_recall_f1(pred, target, None)  # each (C,)
-    rows = zip(class_names, *(column.tolist() for column in per_class), ap, strict=True)
-    hits, union = (pred & target).sum(1), (pred | target).sum(1)  # (N,)
+    classes = _class_rows(scores, pred, target, class_names)
+    known = [row["ap"] for row in classes if row["ap"] is not None]
+    # An image without true and predicted labels has a Jaccard index of 0 / 0, here 0.
+    hits = (pred & target).sum(1)  # (N,)
+    union = (pred | target).sum(1)
     result = {
-        "images": len(pred), "threshold": float(threshold), "threshold_from": threshold_from,
+        "images": len(pred),
+        "threshold": float(threshold),
+        "threshold_from": threshold_from,
         "decisions": decisions,
-        **{average: _named(pred, target, average) for average in ("samples", "micro", "macro")},
-        "mAP": sum(known) / len(known) if known else None, "mAP_classes": len(known),
+        "samples": _named(pred, target, "samples"),
+        "micro": _named(pred, target, "micro"),
+        "macro": _named(pred, target, "macro"),
+        "mAP": sum(known) / len(known) if known else None,
+        "mAP_classes": len(known),
         "subset_accuracy": float((pred == target).all(1).mean()),
         "hamming_loss": float((pred != target).mean()),
         "jaccard": math.fsum(hits / np.maximum(union, 1)) / len(pred),
-        "labels_true": float(target.sum(1).mean()), "empty_targets": int((~target.any(1)).sum()),
+        "labels_true": float(target.sum(1).mean()),
+        "empty_targets": int((~target.any(1)).sum()),
         "labels_predicted": float(pred.sum(1).mean()),
         "empty_predictions": int((~pred.any(1)).sum()),
-        "classes": [dict(zip(COLUMNS, row, strict=True)) for row in rows],
+        "classes": classes,
         "constant": None,
-    }  # fmt: skip
+    }
     if frequency is not None:
         result["constant"] = constant_answer(frequency, target, class_names)
 
+    # The label "dog-eating" is right in its actor where the image has any dog's label.
     pairs = [name.split("-") for name in class_names]
     if all(len(pair) == 2 for pair in pairs):
-        for part, names in zip(("actor", "action"), np.array(pairs).T, strict=True):
-            groups = (names[:, None] == np.unique(names)).astype(int)  # (C, groups)
+        actors, actions = np.array(pairs).T
+        for part, names in (("actor", actors), ("action", actions)):
+            same = names[:, None] == np.unique(names)  # (C, groups)
+            groups = same.astype(int)
             result[part] = _named(pred @ groups > 0, target @ groups > 0)
     return result
+
+
+def _class_rows(scores, pred, target, class_names):
+    """A dict of COLUMNS for each class."""
+    # JSON has no NaN: a class without positives has an average precision of None.
+    ap = average_precision(scores, target).tolist()
+    ap = [None if math.isnan(x) else x for x in ap]
+
+    counts = [target.sum(0), pred.sum(0)]
+    columns = counts + list(precision_recall_f1(pred, target, None))  # each (C,)
+    columns = [column.tolist() for column in columns]
+    rows = zip(class_names, *columns, ap, strict=True)
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
 def is_at_zero(report):
@@ -292,7 +353,8 @@ def is_at_zero(report):
 
 def format_zero(report):
     """One sentence that sets the F1 beside that of the constant answer."""
-    f1, zero = 100 * report["samples"]["f1"], 100 * report["constant"]["f1"]
+    f1 = 100 * report["samples"]["f1"]
+    zero = 100 * report["constant"]["f1"]
     always = f"always answering {report['constant']['answer']}"
     if is_at_zero(report):
         return f"F1 {f1:.1f} % is no better than {always}, {zero:.1f} %"
@@ -304,6 +366,7 @@ BEST, WORST = 10, 5  # classes that format_report shows
 
 def format_report(report):
     """The report as text: the best and the worst classes, the averages, then the headline."""
+    # The headline: the decisions, below the score of an answer that looks at no image.
     chosen = f">= {report['threshold']:.3g} ({report['threshold_from']})"
     names = ">= 0.5", ">= 0.5, else top 1", chosen, f">= {report['threshold']:.3g}, else top 1"
     headline = []
@@ -315,8 +378,12 @@ def format_report(report):
     classes = sorted(report["classes"], key=lambda row: -row["f1"])
     rows = [(row["name"], row) for row in classes]
     macro = f"macro, {len(classes)} classes; mAP, {report['mAP_classes']}"
-    averages = [("micro", report["micro"]), (macro, {**report["macro"], "ap": report["mAP"]})]
-    averages += [(f"{part} alone", report[part]) for part in ("actor", "action") if part in report]
+    # Averages, in the columns of the classes.
+    averages = [("micro", report["micro"])]
+    averages.append((macro, report["macro"] | {"ap": report["mAP"]}))
+    for part in ("actor", "action"):
+        if part in report:
+            averages.append((f"{part} alone", report[part]))
     width = max(len(name) for name, _ in rows + averages + headline)
 
     def block(rows):
@@ -330,17 +397,20 @@ def format_report(report):
             lines.append(line.rstrip())
         return "\n".join(lines)
 
+    # Of many classes, the best and the worst say most.
     head = f"{f'scores {chosen}, in %':<{width}}   true   pred      P      R     F1     AP"
     table = block(rows)
     hidden = len(classes) - BEST - WORST
     if hidden > 0:
         between = f"… {hidden} classes between them, in report.csv"
         table = f"{block(rows[:BEST])}\n{between}\n{block(rows[-WORST:])}"
+
     totals = """
 {images} images, {empty_targets} without label, {empty_predictions} without prediction
 {labels_true:.2f} labels per image, {labels_predicted:.2f} predicted; subset accuracy \
 {subset_accuracy:.3f}, Jaccard {jaccard:.3f}, Hamming loss {hamming_loss:.4f}
 """.format(**report)
+
     text = f"{head}\n{table}\n\n{block(averages)}\n{totals}\n{block(headline)}"
     if report["constant"] and "loss" in report:
         of_constant = report["constant"]["loss"]
@@ -362,11 +432,13 @@ def write_predictions(path, names, class_names, scores, pred, target=None):
     """One row an image: name, predicted labels, true ones where known, the score of each class."""
 
     def joined(row):
-        return "|".join(name for name, yes in zip(class_names, row, strict=True) if yes)
+        chosen = [name for name, yes in zip(class_names, row, strict=True) if yes]
+        return "|".join(chosen)
 
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "predicted", "labels", *class_names])
         for i, name in enumerate(names):
             true = "" if target is None else joined(target[i])
-            writer.writerow([name, joined(pred[i]), true, *(f"{x:.4f}" for x in scores[i])])
+            digits = [f"{score:.4f}" for score in scores[i]]
+            writer.writerow([name, joined(pred[i]), true, *digits])

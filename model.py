@@ -573,6 +573,8 @@ def create_model(
     """
     options = {option: value for option, value in options.items() if value is not None}
     check_options(arch, head, options)
+
+    # The weights come first, since they say which of two functions the network is to be.
     source = open_weights(arch, weights) if weights not in (None, "none") else None
     if family(arch) in FLAVOURS:
         default = source.flavour if source else FLAVOURS[family(arch)][0]
@@ -584,6 +586,7 @@ def create_model(
         net.head = MishHead(net.num_features, num_classes, p=dropout)
     else:
         net.head = nn.Linear(net.num_features, num_classes)
+
     net.config = {"arch": arch, "num_classes": num_classes, "head": head, "dropout": dropout}
     net.config |= options
     net.input_config = input_config(arch)
@@ -658,17 +661,21 @@ def main():
     for arch in ARCHITECTURES:
         with torch.device("meta"):
             net = create_model(arch, 1000, "linear").eval()
-        sizes = 224, COEFFICIENTS[arch][2] if arch in COEFFICIENTS else net.input_config["size"]
-        macs = []
-        for size in sizes:
-            with FlopCounterMode(display=False) as counter:
-                net(torch.empty(1, 3, size, size, device="meta"))
-            macs.append(counter.get_total_flops() / 2e9)
+        own = COEFFICIENTS[arch][2] if arch in COEFFICIENTS else net.input_config["size"]
         parameters = sum(p.numel() for p in net.parameters())
+        at_224, at_own = multiply_adds(net, 224), multiply_adds(net, own)
+
         tags = ", ".join(f"{t} {r.top1:.1f}" for (a, t), r in WEIGHTS.items() if a == arch)
         tags = tags.replace("nan", "(not published)")
-        macs = f"{macs[0]:>8.3f}{f'{macs[1]:.3f} @ {sizes[1]}':>14}"
-        print(f"{arch:<19}{parameters:>11,}{net.num_features:>9}{macs}  {tags}")
+        print(f"{arch:<19}{parameters:>11,}{net.num_features:>9}{at_224:>8.3f}"
+              f"{f'{at_own:.3f} @ {own}':>14}  {tags}")  # fmt: skip
+
+
+def multiply_adds(net, size) -> float:
+    """Of one image, in 10^9; net is on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, 3, size, size, device="meta"))
+    return counter.get_total_flops() / 2e9
 
 
 if __name__ == "__main__":

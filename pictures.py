@@ -8,8 +8,12 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe & Ito 2008
-GREY, BLACK = "#666666", "#444444"
+BLUE = "#0072B2"  # this and the next three: Okabe & Ito 2008, told apart by most eyes
+RED = "#D55E00"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+GREY = "#666666"
+BLACK = "#444444"
 MOST_CLASSES = 120  # in a chart
 CELL = (288, 164)  # pixels of a page's cell, width and height, in which a picture has a margin of 4
 LINE = 12  # pixels of a line of text
@@ -32,22 +36,28 @@ def write_page(path, images, captions, columns=6, cell=CELL):
     depth = height + LINE * max(len(caption) for caption in captions) + 8
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (width * columns, depth * rows), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default()
 
     for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left = k % columns * width + 4
-        top = k // columns * depth
-        image = ImageOps.contain(Image.fromarray(image), (width - 8, height - 4))
-        sheet.paste(image, (left, top + 4))
+        row, column = divmod(k, columns)
+        left = column * width + 4
+        top = row * depth
+        tile = ImageOps.contain(Image.fromarray(image), (width - 8, height - 4))
+        sheet.paste(tile, (left, top + 4))
         for n, (text, colour) in enumerate(caption):
-            pen.text((left, top + height + n * LINE), text, colour, font=font)
+            line = top + height + n * LINE
+            pen.text((left, line), text, colour, font=font)
     sheet.save(path)
 
 
 def heated(image, heat):
     """An (H, W, 3) uint8 image under heat (H, W, 1) in [0, 1]: red where it is low, then yellow."""
-    colour = 255 * np.concatenate([np.ones_like(heat), heat, np.zeros_like(heat)], 2)
-    return (image * (1 - 0.6 * heat) + colour * 0.6 * heat).astype(np.uint8)
+    red = np.ones_like(heat)
+    blue = np.zeros_like(heat)
+    colour = 255 * np.concatenate([red, heat, blue], 2)
+    mixed = image * (1 - 0.6 * heat) + colour * 0.6 * heat
+    return mixed.astype(np.uint8)
 
 
 def _panel(axes, grid, **texts):
@@ -66,34 +76,65 @@ def draw_curves(rows, path):
     from matplotlib.ticker import MaxNLocator
 
     def column(key):
-        return np.array([row.get(key) for row in rows], dtype=np.float64)
+        values = [row.get(key) for row in rows]
+        return np.array(values, dtype=np.float64)
 
     figure = Figure((13, 3.9), layout="constrained")
     panels = losses, scores, rate = figure.subplots(1, 3)
     epochs = column("epoch")
+
+    # A figure that older logs do not have has no curve.
     for panel, key, label, colour, style, factor in CURVES:
         values = factor * column(key)
         if not np.isnan(values).all():
-            panels[panel].plot(epochs, values, style, label=label, color=colour, marker=".")
+            axes = panels[panel]
+            axes.plot(epochs, values, style, label=label, color=colour, marker=".")
 
     scale = "log" if (column("lr") > 0).any() else "linear"
     _panel(losses, "both", title="Loss", ylabel="binary cross-entropy")
     _panel(scores, "both", title="Precision, recall, F1", ylabel="mean over frames, %")
     _panel(rate, "both", title="Learning rate", yscale=scale)
     scores.set_ylim(bottom=0)
+
+    # Epochs are whole numbers, also where there is one alone.
     for axes in panels:
-        axes.set(xlabel="epoch", xlim=(epochs.min() - 0.5, epochs.max() + 0.5))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axes.set_xlabel("epoch")
+        axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+        ticks = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        axes.xaxis.set_major_locator(ticks)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, framealpha=0.6)
 
+    # The title says what the picture is looked at for.
     f1 = 100 * column("val_f1")
     if not np.isnan(f1).all():
         best = np.nanargmax(f1)
-        scores.plot(epochs[best], f1[best], "o", color=RED, markersize=8, clip_on=False)
-        figure.suptitle(f"Best F1 on validation: {f1[best]:.1f} %, after epoch {epochs[best]:.0f} "
-                        f"of {epochs.max():.0f}", weight="bold")  # fmt: skip
+        point = epochs[best], f1[best]
+        scores.plot(*point, "o", color=RED, markersize=8, clip_on=False)
+        after = f"after epoch {epochs[best]:.0f} of {epochs.max():.0f}"
+        title = f"Best F1 on validation: {f1[best]:.1f} %, {after}"
+        figure.suptitle(title, weight="bold")
     figure.savefig(path, dpi=120)
+
+
+def _name(axes, classes, places):
+    """The names of the classes beside the axis, and in each row its F1, or why it is 0."""
+    names = [row["name"] for row in classes]
+    names = [name if len(name) <= 38 else f"{name[:38]}…" for name in names]
+    axes.set_yticks(places, names, fontsize=8, parse_math=False)
+
+    # A class without a bar says why it has none, in the colour of its name.
+    labels = axes.get_yticklabels()
+    for row, place, name in zip(classes, places, labels, strict=True):
+        text, colour = f"{100 * row['f1']:.0f}", "black"
+        if not row["support"]:
+            text, colour = "no frame has this label", "#888888"
+        elif not row["f1"] and not row["predicted"]:
+            text, colour = "0: never predicted", RED
+        elif not row["f1"]:
+            text, colour = f"0: all {row['predicted']} predictions wrong", RED
+        axes.text(0.6, place, text, color=colour, fontsize=8, va="center_baseline")
+        name.set_color(colour)
 
 
 def draw_classes(report, path):
@@ -105,38 +146,33 @@ def draw_classes(report, path):
     from matplotlib.figure import Figure
 
     total = len(report["classes"])
-    classes = sorted(report["classes"], key=lambda row: -row["support"])[:MOST_CLASSES]
+    classes = sorted(report["classes"], key=lambda row: -row["support"])
+    classes = classes[:MOST_CLASSES]
     classes.sort(key=lambda row: -row["f1"])  # those without a frame stay last
     places = np.arange(len(classes))
 
     def percent(key):
         return [100 * row[key] if row["f1"] else math.nan for row in classes]
 
-    figure = Figure((11, 1.9 + 0.2 * len(classes)), layout="constrained")
+    height = 1.9 + 0.2 * len(classes)
+    figure = Figure((11, height), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    precision = percent("precision")
+    recall = percent("recall")
     left.barh(places, percent("f1"), color="#a6cbe3", label="F1")
-    left.hlines(places, percent("precision"), percent("recall"), color="#999999", linewidth=0.8)
-    left.plot(percent("precision"), places, "o", color=BLUE, markersize=4, label="precision")
-    left.plot(percent("recall"), places, "D", color=RED, markersize=4, label="recall")
+    left.hlines(places, precision, recall, color="#999999", linewidth=0.8)
+    left.plot(precision, places, "o", color=BLUE, markersize=4, label="precision")
+    left.plot(recall, places, "D", color=RED, markersize=4, label="recall")
+
     support = right.barh(places, [row["support"] for row in classes], color="#bbbbbb")
     right.bar_label(support, fontsize=8, padding=2)
-    if report["constant"]:
-        label = f"always answering {report['constant']['answer']}: F1, mean over frames"
-        left.axvline(100 * report["constant"]["f1"], color=GREY, linestyle=":", label=label)
+    # The line that a figure has to be read beside.
+    constant = report["constant"]
+    if constant:
+        label = f"always answering {constant['answer']}: F1, mean over frames"
+        left.axvline(100 * constant["f1"], color=GREY, linestyle=":", label=label)
 
-    names = [row["name"] if len(row["name"]) <= 38 else f"{row['name'][:38]}…" for row in classes]
-    left.set_yticks(places, names, fontsize=8, parse_math=False)
-    for row, place, name in zip(classes, places, left.get_yticklabels(), strict=True):
-        text, colour = f"{100 * row['f1']:.0f}", "black"
-        if not row["support"]:
-            text, colour = "no frame has this label", "#888888"
-        elif not row["f1"] and not row["predicted"]:
-            text, colour = "0: never predicted", RED
-        elif not row["f1"]:
-            text, colour = f"0: all {row['predicted']} predictions wrong", RED
-        left.text(0.6, place, text, color=colour, fontsize=8, va="center_baseline")
-        name.set_color(colour)
-
+    _name(left, classes, places)
     _panel(left, "x", title="F1, precision and recall, %", xlim=(0, 101))
     _panel(right, "x", title="frames with the label")
     left.set_ylim(len(classes) - 0.4, -0.6)
@@ -146,8 +182,9 @@ def draw_classes(report, path):
 
     shown = f"the {len(classes)} most frequent of {total}" if len(classes) < total else total
     chosen = f"scores >= {report['threshold']:.3g} ({report['threshold_from']})"
-    samples, macro = 100 * report["samples"]["f1"], 100 * report["macro"]["f1"]
-    figure.suptitle(
-        f"Classes: {shown}; frames: {report['images']}; {chosen}\nF1 {samples:.1f} %, mean over "
-        f"frames; {macro:.1f} %, mean over classes", weight="bold")  # fmt: skip
+    samples = 100 * report["samples"]["f1"]
+    macro = 100 * report["macro"]["f1"]
+    first = f"Classes: {shown}; frames: {report['images']}; {chosen}"
+    second = f"F1 {samples:.1f} %, mean over frames; {macro:.1f} %, mean over classes"
+    figure.suptitle(f"{first}\n{second}", weight="bold")
     figure.savefig(path, dpi=120)

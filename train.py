@@ -4,13 +4,12 @@
     python train.py --arch seresnext101 --data A2D/        # the report's best row
     python evaluate.py runs/seresnext101/best.pt --data A2D/ --split test
 
-`train` reads one way: run folder, seed, data, model, optimizer, resume, epochs, report. Order and
-draws are functions of (seed, epoch, step): a run that was killed and continued with --resume ends
-with the weights of one that was not. Exit codes: 0 done, 1 bug, 2 usage, 3 bad input, 4 diverged,
-5 memory or disk, 130 interrupted, 143 terminated.
+The flags and their defaults are in flags.py. `train` reads one way: run folder, seed, data, model,
+optimizer, resume, epochs, report. Order and draws are functions of (seed, epoch, step): a run that
+was killed and continued with --resume ends with the weights of one that was not. Exit codes: 0
+done, 1 bug, 2 usage, 3 bad input, 4 diverged, 5 memory or disk, 130 interrupted, 143 terminated.
 """
 
-import argparse
 import math
 import os
 import random
@@ -40,39 +39,7 @@ import evaluate
 import metrics
 import model
 import weights
-
-# What the report trained with; flags override. It does not say for how many epochs: here 20 in the
-# cosine phase "to get near", a fifth, and 80 in the step phase, whose last milestone is 75.
-REPORT = {
-    "arch": "seresnext101", "head": "mish", "weights": "imagenet", "dropout": 0.5,
-    "freeze_backbone": 0, "data": "demo", "image_size": 224, "fit": "squash", "labels": "visible",
-    "cache": "off", "augment": "report", "without": [], "extra": [],
-    "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-5,
-    "clip_grad": 5.0, "pos_weight": 0.0, "ema": 0.0,
-    "schedule": "two-stage", "t_max": 150, "milestones": [5, 10, 20, 40, 75], "warmup": 0,
-    "epochs": 100, "seed": 0,
-}  # fmt: skip
-RECIPES = {
-    "efficientnet_b7": {"batch_size": 24, "accumulate": 3},
-    "pnasnet5large": {"batch_size": 24, "accumulate": 3},
-    "tiny": {"weights": "none", "image_size": 64},
-}
-# On the drawn scenes a CPU has to do: few epochs, one descent of the learning rate, and frames of
-# 128 pixels, in which a crop or a blur would leave too little of an actor.
-DEMO = {
-    "image_size": 128, "augment": "flip", "cache": "ram", "batch_size": 16, "accumulate": 1,
-    "optimizer": "adamw", "lr": 1e-3, "warmup": 1, "schedule": "cosine", "t_max": 0, "epochs": 3,
-}  # fmt: skip
-# From random weights a deep network learns next to nothing in minutes, so they are kept short.
-DEMO_SCRATCH = {
-    "weights": "none", "image_size": 64, "augment": "none", "batch_size": 32, "lr": 1e-3,
-    "warmup": 0, "epochs": 2,
-}  # fmt: skip
-DEMO_RECIPES = {
-    "tiny": DEMO_SCRATCH | {"lr": 4e-3, "epochs": 30},
-    "efficientnet_lite0": {"epochs": 5},
-}
-DEMO_EPOCHS_ON_A_GPU = 10  # of a published network
+from flags import parse_args
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
@@ -97,187 +64,9 @@ class Diverged(RuntimeError):
     exit_code = 4
 
     def __init__(self, what, args):
-        advice = "lower --lr"
-        if keeps_run(args):
-            advice += (
-                f"; {Path(args.out) / 'last.pt'} is of the last good epoch, from which --resume "
-                "override continues"
-            )
-        super().__init__(f"{what} – {advice}")
-
-
-# ------------------------------------------------------------------------------------ command line
-
-
-def make_parser():
-    """Flags that are not given are None: their values are the recipes'."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        usage="python train.py [flags]; --help lists them",
-        epilog="The values in [] are the report's; some networks, and the drawn scenes, have other "
-        "ones: see the recipes at the top of train.py. Each run prints and records all of them.",
-    )
-
-    add = parser.add_argument_group("model").add_argument
-    add("--arch", choices=list(model.ARCHITECTURES), help="network [seresnext101]")
-    add("--head", choices=["mish", "linear"], help="Linear-Mish-Dropout-Linear, or a Linear [mish]")
-    add("--weights", metavar="W", help="none, imagenet (downloaded once, hash checked), a name "
-        "from python model.py, or a file [imagenet; tiny: none]")
-    add("--dropout", type=float, metavar="P", help="probability, in the mish head [0.5]")
-    add("--checkpoint-activations", action="store_true", help="recompute activations in the "
-        "backward pass: less memory, about a third slower")
-    add("--freeze-backbone", type=int, metavar="N", help="first epochs: head only [0]")
-    add("--sync-bn", action="store_true", help="under torchrun on GPUs: batch-norm statistics of "
-        "all processes' batches")
-    add("--freeze-bn", action="store_true", help="keep batch-norm statistics and scales as loaded: "
-        "for small batches, which accumulation does not help")
-
-    add = parser.add_argument_group("data").add_argument
-    add("--data", help="A2D folder, .csv of your images, demo, or demo:TRAIN/VAL for other numbers "
-        "of drawn frames than 1024 and 256 [demo]")
-    add("--image-size", type=int, metavar="PIXELS", help="side of the network's input [224]")
-    add("--fit", choices=["squash", "letterbox"], help="evaluation: squash frames into the square, "
-        "as the course did, or pad them [squash]")
-    add("--labels", choices=["visible", "frame"], help="of a crop: the actors still in it, where "
-        "label maps exist, or the whole frame's [visible]")
-    add("--workers", type=int, metavar="N", help="decoding processes [up to 8; 0 with --cache]")
-    add("--cache", choices=["off", "ram", "device"], help="keep decoded frames, A2D's take 4.4 GB, "
-        "in the computer's memory or the GPU's [off]")
-
-    add = parser.add_argument_group("augmentation").add_argument
-    add("--augment", choices=["report", "flip", "none"], help="the report's; evaluation's view, "
-        "half of it mirrored; or evaluation's view [report]")
-    add("--without", nargs="+", choices=augment.OPS, metavar="OP", help="switch off any of "
-        + ", ".join(augment.OPS))
-    add("--with", nargs="+", choices=augment.EXTRA, metavar="OP", dest="extra", help="switch on "
-        "what the report tried and dropped: " + ", ".join(augment.EXTRA))
-
-    add = parser.add_argument_group("optimisation").add_argument
-    add("--optimizer", choices=list(OPTIMIZERS), help="sgd: with momentum 0.9 [sgd]")
-    add("--lr", type=float, help="learning rate of an optimizer step, at the start [0.05]")
-    add("--head-lr", type=float, metavar="LR", help="learning rate of the head [--lr]")
-    add("--weight-decay", type=float, metavar="L2", help="decoupled with adamw [5e-5]")
-    add("--schedule", choices=["cosine", "multistep", "two-stage"], help="two-stage: cosine, "
-        "for a fifth of the epochs, then multistep from a tenth of --lr [two-stage]")
-    add("--t-max", type=int, metavar="STEPS", help="half the cosine's period in optimizer steps; "
-        "0: as long as the cosine phase [150]")
-    add("--milestones", type=int, nargs="+", metavar="EPOCH", help="of multistep, where the "
-        "learning rate falls to a quarter [5 10 20 40 75]")
-    add("--warmup", type=float, metavar="EPOCHS", help="first epochs, or a part of one, in which "
-        "the learning rate rises to --lr, linearly [0]")
-    add("--epochs", type=int, metavar="N", help="passes over the training frames [100]")
-    add("--batch-size", type=int, metavar="B", help="frames in a forward pass, of each process "
-        "under torchrun [64; 24 for B7]")
-    add("--accumulate", type=int, metavar="K", help="forward passes in an optimizer step [1; 3]")
-    add("--clip-grad", type=float, metavar="NORM", help="greatest norm; 0: no limit [5]")
-    add("--pos-weight", type=float, metavar="CAP", help="weigh a class's positives by negatives / "
-        "positives, at most by this; 0: off [0]")
-    add("--ema", type=float, metavar="DECAY", help="score and keep the exponential average of the "
-        "weights, with this factor a step, or (1 + n) / (10 + n) in step n where that is less; "
-        "0: off [0]")
-
-    add = parser.add_argument_group("precision").add_argument
-    add("--amp", choices=["fp16", "bf16", "off"], help="autocast type [fp16; off on a CPU]")
-    add("--compile", action="store_true", help="torch.compile network and loss")
-    add("--deterministic", action="store_true", help="bit-identical repetition, slower on CUDA")
-
-    add = parser.add_argument_group("run").add_argument
-    add("--device", help="cpu, cuda, cuda:1 [cuda where there is one]")
-    add("--out", metavar="DIR", help="run folder [runs/ARCH-DATA]")
-    add("--resume", nargs="?", const="same", choices=["same", "override"], help="continue the run "
-        "in the folder, if there is one; override: with other flags than it had")
-    add("--seed", type=int, help="of order, draws, dropout; epoch e uses seed + e, process r of "
-        "torchrun + 10000 r for dropout [0]")
-    add("--dry-run", action="store_true", help="one step, one validation batch, nothing is written")
-    return parser
-
-
-def parse_args(argv=None, scratch=False):
-    """The flags, and what the recipes decide. All that cannot work is refused in one message.
-
-    scratch  decide as if the flags said --weights none
-    returns  a namespace of them and of argv, ranks: the number of torchrun's processes, and
-             may_go_without: whether random weights will do where the published ones cannot be had
-    """
-    parser = make_parser()
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parsed = vars(parser.parse_args(argv))
-    given = {name: value for name, value in parsed.items() if value is not None}
-    args = argparse.Namespace(**parsed | filled_in(given, scratch), argv=argv)
-    wrong = [sentence for broken, sentence in rules(args, given) if broken]
-    if wrong:
-        parser.error("; ".join(wrong))
-    return args
-
-
-def filled_in(given, scratch) -> dict:
-    """Every flag's value: the one given, or that of the recipe of the report or the drawn scenes.
-    """
-    flags = REPORT | given
-    arch, drawn = flags["arch"], demo.is_drawn(flags["data"])
-    device = distributed.choose_device(given.get("device"))
-    on_cuda = device.startswith("cuda")
-
-    recipe = REPORT | RECIPES.get(arch, {})
-    if drawn:
-        recipe |= DEMO | DEMO_RECIPES.get(arch, {})
-    if drawn and arch != "tiny":
-        if on_cuda:
-            recipe["epochs"] = DEMO_EPOCHS_ON_A_GPU
-        if scratch or flags["weights"] == "none":
-            recipe |= DEMO_SCRATCH
-
-    flags = recipe | given
-    flags["may_go_without"] = drawn and flags["weights"] == "imagenet" and "weights" not in given
-    cores = min(8, os.cpu_count() or 1)
-    derived = {
-        "amp": "fp16" if on_cuda else "off",
-        "head_lr": flags["lr"],
-        "workers": cores if flags["cache"] == "off" else 0,
-        "out": f"runs/{arch}-{data_name(flags['data'])}",
-    }
-    return derived | flags | {"device": device, "ranks": distributed.ranks()}
-
-
-def data_name(spec) -> str:
-    """demo, A2D, or the name of a CSV, as run folders are called after it."""
-    if demo.is_drawn(spec):
-        return "demo"
-    return Path(spec).stem if spec.lower().endswith(".csv") else "A2D"
-
-
-def rules(args, given):
-    """[(whether it is broken, sentence)] for the flags, some of which were given."""
-    bounds = [
-        ("lr head_lr epochs batch_size accumulate", lambda v: v > 0, "above 0"),
-        ("image_size", lambda v: v >= 32, "32 or more"),
-        ("weight_decay t_max warmup freeze_backbone clip_grad pos_weight workers",
-         lambda v: v >= 0, "0 or more"),
-        ("seed", lambda v: 0 <= v < 2**62, "in [0, 2^62)"),
-        ("milestones", lambda v: min(v) > 0, "epochs above 0"),
-        ("dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
-        ("ema", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ]  # fmt: skip
-    found = []
-    for names, holds, bound in bounds:
-        for name in names.split():
-            value = vars(args)[name]
-            sentence = f"--{name.replace('_', '-')} {value}: must be {bound}"
-            found.append((not holds(value), sentence))
-
-    report_ops = args.without or args.extra or args.labels != "visible"
-    on_gpus = args.device.startswith("cuda") and args.ranks > 1
-    return found + distributed.device_rules(args.device) + [
-        (args.head == "linear" and args.dropout != 0.5, "--dropout belongs to --head mish"),
-        (args.augment != "report" and report_ops,
-         "--without, --with, --labels need --augment report"),
-        (args.schedule == "cosine" and "milestones" in given, "--milestones: cosine has none"),
-        (args.schedule == "multistep" and "t_max" in given, "--t-max: of the cosine"),
-        (0 < args.epochs <= args.freeze_backbone, "--freeze-backbone: leaves no epoch for it"),
-        (args.sync_bn and not on_gpus, "--sync-bn: for torchrun on GPUs"),
-        (args.cache == "device" and args.workers, "--workers: --cache device decodes in no other"),
-        (args.dry_run and args.resume, "--dry-run and --resume: choose one"),
-    ]  # fmt: skip
+        last = Path(args.out) / "last.pt"
+        good = f"; {last} is of the last good epoch, from which --resume override continues"
+        super().__init__(f"{what} – lower --lr{'' if args.dry_run else good}")
 
 
 # -------------------------------------------------------------------------------------- the step
@@ -301,6 +90,7 @@ def lr_factor(args, step: int, steps_per_epoch: int) -> float:
         "multistep": 0,
     }[args.schedule]
 
+    # The cosine ends at eta_min, which is no multiple of --lr.
     if epoch < cosine_epochs:
         floor = min(1, ETA_MIN / args.lr)
         t_max = args.t_max or cosine_epochs * steps_per_epoch
@@ -381,6 +171,7 @@ class Trainer:
         self.view = augment.EvalTransform(**about["input_config"], fit=args.fit)
         self.augmentation = make_augmentation(args, about["input_config"], self.view)
 
+        # What a step changes, but for the weights.
         self.loss = Loss(net, pos_weight(about["frequency"], args))
         self.optimizer = make_optimizer(net, args)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.amp == "fp16")
@@ -388,8 +179,10 @@ class Trainer:
         if args.compile:
             # Dynamic sizes depend on the order in which they were met: a resume would differ.
             self.loss.compile(dynamic=False)
+
         window = args.batch_size * args.accumulate * world.size
         self.steps = math.ceil(len(training) / window)  # in an epoch
+        # On a GPU, batches are copied on a stream of their own, while the step before is computed.
         self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
         self.epochs, self.best, self.threshold = 0, {"f1": -1.0, "epoch": 0}, 0.5
@@ -433,42 +226,51 @@ class Trainer:
                  step
         """
         args, world = self.args, self.world
+        # Which frames each step sees: a function of the seed and the epoch alone.
         order = data.order(len(self.training), args.seed, self.epochs)
         together = args.batch_size * world.size  # frames of all ranks in one forward pass
         windows = data.chunks(order, together * args.accumulate)[: progress.steps]
         loader = iter(evaluate.batches(self.training, order, args, world))
+
         loss_of = self.begin()
         sums = Sums(len(windows), self.device)
-        cut = logit(self.threshold)
+        cut = torch.tensor(self.threshold, dtype=torch.float64).logit().item()
         micro = 0
         progress.restart()
 
         # ---------------------------------------------------------- the optimizer step
         for step, window in enumerate(windows):
             lr = self.set_learning_rate(step)
+
+            # K micro-batches on each rank; `group` is what all ranks see in one of them.
             for group in data.chunks(window, together):
                 draws = augment.generator(args.seed, self.epochs, micro, world.rank)
                 images, labels = self.next_images(loader, draws, progress)
                 last = group[-1] == window[-1]
+
                 with world.accumulating(loss_of, last):
                     with evaluate.autocast(args):
                         loss, logits = loss_of(images, labels)
                     progress.mark("forward")
+
                     # Ranks' gradients are averaged, hence the factor. A rank that has no frame
                     # left computes another's with weight 0, so that all make the same calls.
                     frames = len(group[world.rank :: world.size])
                     share = frames * world.size / len(window)
                     self.scaler.scale(loss * share).backward()
                 progress.mark("backward")
+
                 sums.add_batch(step, loss, example_scores(logits, labels, cut), frames)
                 micro += 1
 
+            # The norm is that of the gradients themselves, hence the unscaling before it.
             self.scaler.unscale_(self.optimizer)
             norm = self.clip_gradients()
             # Where fp16 gradients have overflowed, norm is not finite and the step left out.
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
+
             if self.ema is not None and norm.isfinite():  # under --ema, the host waits here
                 self.update_average()
             sums.add_step(norm)
@@ -478,6 +280,7 @@ class Trainer:
             if world.poll(progress.due(step)):
                 row = self.look(step, windows, sums, lr, progress)
                 progress.show(step, row)
+
         self.epochs += 1
         return row
 
@@ -528,6 +331,8 @@ class Trainer:
         seen = sum(len(window) for window in windows[: step + 1])
         epoch = self.epochs + 1
         skipped = sums.skipped.item()
+
+        # Each rank knows of its own frames alone: the earliest bad step of all ranks counts.
         bad = sums.steps - int(self.world.reduce(sums.steps - sums.first_bad, "max"))
         if bad < sums.steps:
             names = [self.training.names[i] for i in windows[bad][:4]]
@@ -536,10 +341,13 @@ class Trainer:
             raise Diverged(
                 f"loss is not finite at epoch {epoch} step {bad + 1}, lr {rate:.2g}, on "
                 f"{', '.join(names)}{more}", self.args)  # fmt: skip
+
+        # A scale that is still too high overflows in some steps; one in ten is not that any more.
         if self.scaler.is_enabled() and skipped > max(10, (step + 1) / 10):
             raise Diverged(
                 f"fp16 overflowed in {skipped:.0f} of {step + 1} steps of epoch {epoch}", self.args
             )
+
         means = (self.world.reduce(sums.scores.clone()) / seen).tolist()
         row = dict(zip(("loss", "precision", "recall", "f1"), means, strict=True))
         row |= {"lr": lr, "gradient_norm": sums.norm.item() / (step + 1), "skipped": skipped}
@@ -549,24 +357,21 @@ class Trainer:
         """metrics.report of the validation frames after this epoch; its threshold is the next
         one's. raises  Diverged: scores that are not finite"""
         args, world = self.args, self.world
+        # Each rank's batch norm has seen its own frames; all ranks are to score with the same.
         world.average_buffers(self.net)
         if self.ema is not None:
             world.average_buffers(self.scored)
+
         most = args.batch_size * world.size if args.dry_run else None
         probabilities = evaluate.predict(self.scored, validation, self.view, args, world, most)
         if not probabilities.isfinite().all():
             raise Diverged(f"scores of validation frames are not finite after epoch {self.epochs} "
                            f"step {self.steps}, lr {row['lr']:.2g}", args)  # fmt: skip
+
         names, frequency = self.about["class_names"], self.about["frequency"]
         report = evaluate.score(probabilities, validation.labels, names, frequency)
         self.threshold = report["threshold"]
         return report
-
-
-def logit(probability) -> float:
-    if 0 < probability < 1:
-        return math.log(probability / (1 - probability))
-    return math.inf * probability
 
 
 def pos_weight(frequency, args):
@@ -601,6 +406,7 @@ def make_optimizer(net, args):
     optimizer = OPTIMIZERS[args.optimizer](groups, fused=True, **options)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+
     if args.optimizer == "sgd":
         # torch's fused SGD makes this buffer in its first step and, if that overflows in fp16,
         # leaves it unwritten: the next step would take what memory held for momentum.
@@ -673,6 +479,8 @@ class Progress:
         left = whole - row["seconds"]
         if self.total and step == 0:
             evaluate.show_line(f"{self.total}, {about(whole * (1 + self.after))}", last=True)
+
+        # What matters most comes first, as a terminal may cut the line.
         clock = evaluate.clock
         line = (
             f"{self.name} step {step + 1}/{self.steps}  loss {row['loss']:.4f}  "
@@ -707,11 +515,6 @@ def reset_peak_memory(device):
 # ------------------------------------------------------------------------------------ the training
 
 
-def keeps_run(args) -> bool:
-    """Whether there is a run folder, to write to and to resume from."""
-    return not args.dry_run
-
-
 def settle_weights(args, saved, world):
     """The args of the run; saved is its state, if it is resumed.
 
@@ -722,19 +525,22 @@ def settle_weights(args, saved, world):
         return args
     if saved:
         scratch = saved["args"]["weights"] == "none"
-    else:
-        missing = None
-        if world.rank == 0:
-            try:
-                weights.locate(args.arch, "imagenet")
-            except weights.Unreachable as error:
-                missing = str(error)
-        missing = world.first(missing)
-        if missing:
-            print(f"\n!! RANDOM WEIGHTS, since {missing}\n!! The drawn scenes are learned without, "
-                  "which shows that everything works, and not what the network can do.\n")
-        scratch = bool(missing)
-    return parse_args(args.argv, scratch=True) if scratch else args
+        return parse_args(args.argv, scratch=True) if scratch else args
+
+    # Rank 0 alone asks, and the others do as it does.
+    missing = None
+    if world.rank == 0:
+        try:
+            weights.locate(args.arch, "imagenet")
+        except weights.Unreachable as error:
+            missing = str(error)
+    missing = world.first(missing)
+    if not missing:
+        return args
+
+    print(f"\n!! RANDOM WEIGHTS, since {missing}\n!! The drawn scenes are learned without, "
+          "which shows that everything works, and not what the network can do.\n")
+    return parse_args(args.argv, scratch=True)
 
 
 def open_data(args, world):
@@ -759,10 +565,12 @@ def open_model(args, saved, frequency, world):
         "arch": args.arch, "num_classes": len(frequency), "head": args.head,
         "dropout": args.dropout, "weights": args.weights,
     }  # fmt: skip
+
     net = model.create_model(**config, **options) if world.rank == 0 else None
     config, inputs = world.first(net and (net.config, net.input_config))
     if net is None:
         net = model.create_model(**config, **options)
+
     if saved:
         inputs = saved["input_config"]
         net.load_state_dict(saved["model"])
@@ -790,11 +598,13 @@ def make_trainer(args, saved, training, world):
         "frequency": frequency,
     }  # fmt: skip
     trainer = Trainer(net, about, training, args, world)
+
     processes = f" x {world.size} processes" if world.size > 1 else ""
     print(
         f"{args.optimizer}, lr {args.lr:g}, {args.schedule}, batch {args.batch_size} x "
         f"{args.accumulate}{processes}, {epochs(args.epochs)} of {trainer.steps} steps"
     )
+
     if saved:
         trainer.load(saved)
         best = f", best F1 {trainer.best['f1']:.3f} of epoch {trainer.best['epoch']}"
@@ -814,9 +624,8 @@ def progress_of(trainer, validation, first):
     # A validation frame takes a forward pass, a third of a step; the best is scored once more.
     validating = len(validation) / len(trainer.training) / 3
     after = epochs_after * (1 + validating) + 2 * validating
-    total = ""
-    if trainer.epochs == first and keeps_run(args):
-        total = epochs(epochs_after + 1)
+    begins = trainer.epochs == first and not args.dry_run
+    total = epochs(epochs_after + 1) if begins else ""
     steps = 1 if args.dry_run else trainer.steps
     name = f"epoch {trainer.epochs + 1}/{args.epochs}"
     return Progress(name, steps, trainer.device, after, total)
@@ -826,8 +635,10 @@ def train(args, world):
     """A whole training, in the order in which it happens."""
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
+
+    # Rank 0 has the run folder, and what was saved in it goes to all.
     run = None
-    if world.rank == 0 and keeps_run(args):
+    if world.rank == 0 and not args.dry_run:
         run = checkpoint.Run(args.out, args.resume)
     saved = world.first(run and run.saved)
     machine = checkpoint.environment()
@@ -846,11 +657,14 @@ def train(args, world):
             f"{args.out}: of other classes than {args.data} – choose another --out"
         )
     trainer = make_trainer(args, saved, training, world)
+
+    # A run has a checkpoint before its first step: whatever happens, --resume has a beginning.
     if run and (not saved or args.resume == "override"):
         run.write_args(machine | vars(args))
     if run and not saved:
         run.save_last(trainer.state())
 
+    # From here on a signal stops all ranks after the same step.
     world.polled, whole = True, True
     first = trainer.epochs
     while trainer.epochs < args.epochs:
@@ -859,19 +673,24 @@ def train(args, world):
         if args.dry_run:
             print("dry run OK: one step and one validation batch; nothing was written")
             return
+
         line = log_row(trainer.epochs, row, report)
         before = trainer.best
         if line["val_f1"] > before["f1"]:
             trainer.best = {"f1": line["val_f1"], "epoch": trainer.epochs}
         is_best = trainer.best is not before
+
+        # best.pt comes first: a kill between the two repeats the epoch, and saves the same again.
         if run:
             if is_best and not kept(run.save_best, trainer.state()):
                 trainer.best = before
             kept(run.log, line)
             whole = kept(run.save_last, trainer.state())
+
         print("epoch {epoch}: loss {loss:.4f}, validation {val_loss:.4f}; F1 {val_f1:.3f} at "
               "{threshold:.2f} (chosen on validation), {val_f1_at_half:.3f} at 0.5, "
               "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + " *" * is_best)
+
     if not whole:
         raise OSError(f"{args.out}/last.pt: the last epoch is not in it – make room, then --resume")
     report_best(run, trainer, validation)
@@ -907,12 +726,12 @@ def report_best(run, trainer, validation):
     probabilities = evaluate.predict(best.net, validation, best.transform, args, world)
     if not run:
         return
+
     names, frequency = best.classes, state["frequency"]
-    report = evaluate.score(
-        probabilities, validation.labels, names, frequency, best.threshold
-    )
+    report = evaluate.score(probabilities, validation.labels, names, frequency, best.threshold)
     print(f"\nepoch {state['epoch']}, the best, on {len(validation)} validation frames:")
     drawn = evaluate.write_report(run.folder, report, run.folder / "log.jsonl")
+
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
     if demo.is_drawn(args.data) and args.weights == "none" and args.arch != "tiny":
         print(f"\n!! This began from RANDOM WEIGHTS: {metrics.format_zero(report)}.\n{LEARNING}")
@@ -923,7 +742,7 @@ def main(argv=None) -> int:
     smaller = f"--batch-size {max(1, args.batch_size // 2)} --accumulate {2 * args.accumulate}"
     if not args.checkpoint_activations:
         smaller += " or --checkpoint-activations"
-    last = Path(args.out) / "last.pt" if keeps_run(args) else None
+    last = None if args.dry_run else Path(args.out) / "last.pt"
     return distributed.launch("train.py", train, args, smaller, last)
 
 

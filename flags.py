@@ -1,0 +1,257 @@
+"""What train.py can be asked for: recipes, flags, and which of them cannot go together.
+
+    python train.py --help
+
+A flag that is not given has the value of a recipe: that of the report, with changes for a network
+(RECIPES) and for the drawn scenes (DEMO).
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import augment
+import demo
+import distributed
+import model
+
+# What the report trained with; flags override. It does not say for how many epochs: here 20 in the
+# cosine phase "to get near", a fifth, and 80 in the step phase, whose last milestone is 75.
+REPORT = {
+    "arch": "seresnext101", "head": "mish", "weights": "imagenet", "dropout": 0.5,
+    "freeze_backbone": 0, "data": "demo", "image_size": 224, "fit": "squash", "labels": "visible",
+    "cache": "off", "augment": "report", "without": [], "extra": [], "resume": None,
+    "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-5,
+    "clip_grad": 5.0, "pos_weight": 0.0, "ema": 0.0,
+    "schedule": "two-stage", "t_max": 150, "milestones": [5, 10, 20, 40, 75], "warmup": 0,
+    "epochs": 100, "seed": 0,
+}  # fmt: skip
+RECIPES = {
+    "efficientnet_b7": {"batch_size": 24, "accumulate": 3},
+    "pnasnet5large": {"batch_size": 24, "accumulate": 3},
+    "tiny": {"weights": "none", "image_size": 64},
+}
+# On the drawn scenes a CPU has to do: few epochs, one descent of the learning rate, and frames of
+# 128 pixels, in which a crop or a blur would leave too little of an actor.
+DEMO = {
+    "image_size": 128, "augment": "flip", "cache": "ram", "batch_size": 16, "accumulate": 1,
+    "optimizer": "adamw", "lr": 1e-3, "warmup": 1, "schedule": "cosine", "t_max": 0, "epochs": 3,
+}  # fmt: skip
+# From random weights a deep network learns next to nothing in minutes, so they are kept short.
+DEMO_SCRATCH = {
+    "weights": "none", "image_size": 64, "augment": "none", "batch_size": 32, "lr": 1e-3,
+    "warmup": 0, "epochs": 2,
+}  # fmt: skip
+DEMO_RECIPES = {
+    "tiny": DEMO_SCRATCH | {"lr": 4e-3, "epochs": 30},
+    "efficientnet_lite0": {"epochs": 5},
+}
+DEMO_EPOCHS_ON_A_GPU = 10  # of a published network
+
+# Flag, kind and help, by group. What is not given is the recipe's.
+FLAGS = {
+    "model": [
+        ("--arch", [*model.ARCHITECTURES], "network [seresnext101]"),
+        ("--head", ["mish", "linear"], "Linear-Mish-Dropout-Linear, or a Linear [mish]"),
+        ("--weights", str, "none, imagenet (downloaded once, hash checked), a name from python "
+         "model.py, or a file [imagenet; tiny: none]"),
+        ("--dropout", float, "probability, in the mish head [0.5]"),
+        ("--checkpoint-activations", bool, "recompute activations in the backward pass: less "
+         "memory, about a third slower"),
+        ("--freeze-backbone", int, "first epochs: head only [0]"),
+        ("--sync-bn", bool, "under torchrun on GPUs: batch-norm statistics of all processes' "
+         "batches"),
+        ("--freeze-bn", bool, "keep batch-norm statistics and scales as loaded: for small batches, "
+         "which accumulation does not help"),
+    ],
+    "data": [
+        ("--data", str, "A2D folder, .csv of your images, demo, or demo:TRAIN/VAL for other "
+         "numbers of drawn frames than 1024 and 256 [demo]"),
+        ("--image-size", int, "side of the network's input in pixels [224]"),
+        ("--fit", ["squash", "letterbox"], "evaluation: squash frames into the square, as the "
+         "course did, or pad them [squash]"),
+        ("--labels", ["visible", "frame"], "of a crop: the actors still in it, where label maps "
+         "exist, or the whole frame's [visible]"),
+        ("--workers", int, "decoding processes [up to 8; 0 with --cache]"),
+        ("--cache", ["off", "ram", "device"], "keep decoded frames, A2D's take 4.4 GB, in the "
+         "computer's memory or the GPU's [off]"),
+    ],
+    "augmentation": [
+        ("--augment", ["report", "flip", "none"], "the report's; evaluation's view, half of it "
+         "mirrored; or evaluation's view [report]"),
+        ("--without", ([*augment.OPS],), "switch off any of " + ", ".join(augment.OPS)),
+    ],
+    "optimisation": [
+        ("--optimizer", ["sgd", "adam", "adamw"], "sgd: with momentum 0.9 [sgd]"),
+        ("--lr", float, "learning rate of an optimizer step, at the start [0.05]"),
+        ("--head-lr", float, "learning rate of the head [--lr]"),
+        ("--weight-decay", float, "L2, decoupled with adamw [5e-5]"),
+        ("--schedule", ["cosine", "multistep", "two-stage"], "two-stage: cosine, for a fifth of "
+         "the epochs, then multistep from a tenth of --lr [two-stage]"),
+        ("--t-max", int, "half the cosine's period in optimizer steps; 0: as long as the cosine "
+         "phase [150]"),
+        ("--milestones", (int,), "of multistep, epochs where the learning rate falls to a quarter "
+         "[5 10 20 40 75]"),
+        ("--warmup", float, "first epochs, or a part of one, in which the learning rate rises to "
+         "--lr, linearly [0]"),
+        ("--epochs", int, "passes over the training frames [100]"),
+        ("--batch-size", int, "frames in a forward pass, of each process under torchrun [64; 24 "
+         "for B7]"),
+        ("--accumulate", int, "forward passes in an optimizer step [1; 3]"),
+        ("--clip-grad", float, "greatest norm of the gradient; 0: no limit [5]"),
+        ("--pos-weight", float, "weigh a class's positives by negatives / positives, at most by "
+         "this; 0: off [0]"),
+        ("--ema", float, "score and keep the exponential average of the weights, with this factor "
+         "a step, or (1 + n) / (10 + n) in step n where that is less; 0: off [0]"),
+    ],
+    "precision": [
+        ("--amp", ["fp16", "bf16", "off"], "autocast type [fp16; off on a CPU]"),
+        ("--compile", bool, "torch.compile network and loss"),
+        ("--deterministic", bool, "bit-identical repetition, slower on CUDA"),
+    ],
+    "run": [
+        ("--device", str, "cpu, cuda, cuda:1 [cuda where there is one]"),
+        ("--out", str, "run folder [runs/ARCH-DATA]"),
+        ("--seed", int, "of order, draws, dropout; epoch e uses seed + e, process r of torchrun + "
+         "10000 r for dropout [0]"),
+        ("--dry-run", bool, "one step, one validation batch, nothing is written"),
+    ],
+}  # fmt: skip
+
+
+def add_flags(parser, flags):
+    """Adds rows of (flag, kind, help).
+
+    The kind is a list of choices, a type, either of them in a tuple for one value or more, or bool
+    for a switch. What is not given is None, and a switch False.
+    """
+    for flag, kind, text in flags:
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+
+        nargs = None
+        if isinstance(kind, tuple):
+            kind, nargs = kind[0], "+"
+
+        if isinstance(kind, list):
+            parser.add_argument(flag, nargs=nargs, choices=kind, help=text)
+        else:
+            parser.add_argument(flag, nargs=nargs, type=kind, help=text)
+
+
+def given_flags(parser, argv) -> dict:
+    """What argv says, and all switches."""
+    parsed = vars(parser.parse_args(argv))
+    return {name: value for name, value in parsed.items() if value is not None}
+
+
+def parse_args(argv=None, scratch=False):
+    """The flags, and what the recipes decide. All that cannot work is refused in one message.
+
+    scratch  decide as if the flags said --weights none
+    returns  a namespace of them and of argv, ranks: the number of torchrun's processes, and
+             may_go_without: whether random weights will do where the published ones cannot be had
+    """
+    parser = argparse.ArgumentParser(
+        description="Train the networks of a 2020 report on actor-action recognition (A2D).",
+        usage="python train.py [flags]; --help lists them",
+        epilog="The values in [] are the report's; some networks, and the drawn scenes, have other "
+        "ones: see the recipes at the top of flags.py. Each run prints and records all of them.",
+    )
+
+    groups = {title: parser.add_argument_group(title) for title in FLAGS}
+    for title, flags in FLAGS.items():
+        add_flags(groups[title], flags)
+    groups["augmentation"].add_argument(
+        "--with", nargs="+", choices=augment.EXTRA, dest="extra",
+        help="switch on what the report tried and dropped: " + ", ".join(augment.EXTRA),
+    )  # fmt: skip
+    # Without a value --resume is "same"; it is None where the flag is not there.
+    groups["run"].add_argument(
+        "--resume", nargs="?", const="same", choices=["same", "override"], help="continue the run "
+        "in the folder, if there is one; override: with other flags than it had",
+    )  # fmt: skip
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    given = given_flags(parser, argv)
+    args = argparse.Namespace(**filled_in(given, scratch), argv=argv)
+    wrong = [sentence for broken, sentence in rules(args, given) if broken]
+    if wrong:
+        parser.error("; ".join(wrong))
+    return args
+
+
+def filled_in(given, scratch) -> dict:
+    """Every flag's value: the one given, or that of the recipe of the report or the drawn scenes.
+    """
+    flags = REPORT | given
+    arch, drawn = flags["arch"], demo.is_drawn(flags["data"])
+    device = distributed.choose_device(given.get("device"))
+    on_cuda = device.startswith("cuda")
+
+    recipe = REPORT | RECIPES.get(arch, {})
+    if drawn:
+        recipe |= DEMO | DEMO_RECIPES.get(arch, {})
+
+    # A published network: a GPU has time for more epochs, random weights need another recipe.
+    if drawn and arch != "tiny":
+        if on_cuda:
+            recipe["epochs"] = DEMO_EPOCHS_ON_A_GPU
+        if scratch or flags["weights"] == "none":
+            recipe |= DEMO_SCRATCH
+
+    # What depends on the recipe's own values comes last, and yields to what was given.
+    flags = recipe | given
+    cores = min(8, os.cpu_count() or 1)
+    derived = {
+        "amp": "fp16" if on_cuda else "off",
+        "head_lr": flags["lr"],
+        "workers": cores if flags["cache"] == "off" else 0,
+        "out": f"runs/{arch}-{data_name(flags['data'])}",
+        "may_go_without": drawn and flags["weights"] == "imagenet" and "weights" not in given,
+    }
+    return recipe | derived | given | {"device": device, "ranks": distributed.ranks()}
+
+
+def data_name(spec) -> str:
+    """demo, A2D, or the name of a CSV, as run folders are called after it."""
+    if demo.is_drawn(spec):
+        return "demo"
+    return Path(spec).stem if spec.lower().endswith(".csv") else "A2D"
+
+
+def rules(args, given):
+    """[(whether it is broken, sentence)] for the flags, some of which were given."""
+    bounds = [
+        ("lr head_lr epochs batch_size accumulate", lambda v: v > 0, "above 0"),
+        ("image_size", lambda v: v >= 32, "32 or more"),
+        ("weight_decay t_max warmup freeze_backbone clip_grad pos_weight workers",
+         lambda v: v >= 0, "0 or more"),
+        ("seed", lambda v: 0 <= v < 2**62, "in [0, 2^62)"),
+        ("milestones", lambda v: min(v) > 0, "epochs above 0"),
+        ("dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
+        ("ema", lambda v: 0 <= v < 1, "in [0, 1)"),
+    ]  # fmt: skip
+
+    found = []
+    for names, holds, bound in bounds:
+        for name in names.split():
+            value = vars(args)[name]
+            sentence = f"--{name.replace('_', '-')} {value}: must be {bound}"
+            found.append((not holds(value), sentence))
+
+    report_ops = args.without or args.extra or args.labels != "visible"
+    on_gpus = args.device.startswith("cuda") and args.ranks > 1
+    return found + distributed.device_rules(args.device) + [
+        (args.head == "linear" and args.dropout != 0.5, "--dropout belongs to --head mish"),
+        (args.augment != "report" and report_ops,
+         "--without, --with, --labels need --augment report"),
+        (args.schedule == "cosine" and "milestones" in given, "--milestones: cosine has none"),
+        (args.schedule == "multistep" and "t_max" in given, "--t-max: of the cosine"),
+        (0 < args.epochs <= args.freeze_backbone, "--freeze-backbone: leaves no epoch for it"),
+        (args.sync_bn and not on_gpus, "--sync-bn: for torchrun on GPUs"),
+        (args.cache == "device" and args.workers, "--workers: --cache device decodes in no other"),
+        (args.dry_run and args.resume, "--dry-run and --resume: choose one"),
+    ]  # fmt: skip
