@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
+import re
 import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +125,105 @@ def test_scores_of_a_checkpoint(scenes, members, pictures, tmp_path, capsys):
     loss = F.binary_cross_entropy(expected, labels.double())
     of_constant = F.binary_cross_entropy(constant.expand(9, -1), labels.double())
     assert f"loss {loss:.4f}, of the constant answer {of_constant:.4f}" in printed
+
+
+def test_a_threshold_and_a_least_number_of_labels_are_given(
+    scenes, members, pictures, tmp_path, capsys
+):
+    """Two labels a frame: those that reach the threshold, or else the likeliest."""
+    names, paths, labels = pictures
+    expected = probabilities(members[0], paths)
+    ranked = expected.sort(1, descending=True).values
+    threshold = round(ranked[:, 1].median().item(), 4)  # some frames have two above it, some less
+    predicted = expected >= threshold
+    assert len(set(predicted.sum(1).tolist())) > 1
+    at_least = predicted | (expected >= ranked[:, 1:2])
+    for flags, decided in (([], predicted), (["--min-labels", 2], at_least)):
+        given = ["--data", scenes, "--threshold", threshold, *flags]
+        assert evaluated(tmp_path, members[0], *given) == 0
+        for row, own in zip(table(tmp_path / "predictions.csv"), decided, strict=True):
+            shown = [data.CLASSES[c] for c in own.nonzero()[:, 0].tolist()]
+            assert row["predicted"] == "|".join(shown)
+        at = f"mean over images, >= {threshold:.3g} (given)"
+        percent = [f"{100 * score:.1f}" for score in sklearns(predicted, labels)]
+        assert words_of_line(capsys.readouterr().out, at)[-3:] == percent
+
+
+REFUSED = {
+    "--batch-size 0": "--batch-size: must be above 0", "--workers -1": "--workers: must be 0",
+    "--min-labels -1": "--min-labels: must be 0", "--threshold 1.1": "--threshold: must be in",
+    "--threshold nan": "--threshold: must be in", "--blend fit": "--blend: of several",
+    "b.pt --blend fit --threshold 0.5": "--blend fit finds one", "--device tpu": "--device: is cpu",
+    "--split all": "invalid choice", "--lr 1": "unrecognized arguments",
+    "--workers -1 --batch-size 0": "--batch-size: must be above 0; --workers: must be 0",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_flags_of_an_evaluation_that_cannot_work_are_refused(capsys, flags):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.parse_args(["a.pt", *flags.split()])
+    assert caught.value.code == 2 and REFUSED[flags] in capsys.readouterr().err
+
+
+def test_flags_of_an_evaluation_have_defaults_and_help(capsys):
+    args = vars(evaluate.parse_args(["a.pt", "b.pt", "--device", "cpu"]))
+    assert args == {
+        "checkpoints": ["a.pt", "b.pt"], "data": "demo", "split": "val", "blend": "mean",
+        "explain": [], "threshold": None, "min_labels": 0, "out": None, "batch_size": 64,
+        "workers": min(8, os.cpu_count()), "amp": "off", "device": "cpu",
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        evaluate.parse_args(["--help"])
+    text = capsys.readouterr().out
+    parts = re.split(r"^  --", text, flags=re.M)[1:]
+    assert 10 < len(parts) <= 15 and "None" not in text
+    assert all(len(part.split()) >= 4 for part in parts)
+    for taken in ("--threshold 0", "--threshold 1", "--workers 0", "--batch-size 1"):
+        evaluate.parse_args(["a.pt", *taken.split()])
+
+
+# --------------------------------------------------------------------------------- from Python
+
+
+@pytest.mark.parametrize("batch", [64, 4])
+def test_a_predictor_says_what_the_weights_say(members, pictures, monkeypatch, batch):
+    """Of paths, opened images and lists, whatever the batch: labels by falling probability, those
+    that reach the threshold of validation in training, seen as the checkpoint's network sees."""
+    monkeypatch.setattr(evaluate, "BATCH_SIZE", batch)
+    names, paths, _ = pictures
+    for member in members:
+        predictor = evaluate.Predictor(str(member), device="cpu")
+        threshold = checkpoint.load(member)["threshold"]
+        assert predictor.classes == data.CLASSES and predictor.threshold == threshold
+        expected = probabilities(member, paths)
+        assert (expected >= threshold).sum() not in (0, expected.numel())
+        answers = predictor(paths)
+        assert len(answers) == 9
+        for answer, row in zip(answers, expected, strict=True):
+            reached = [c for c in row.argsort(descending=True).tolist() if row[c] >= threshold]
+            assert [name for name, _ in answer] == [data.CLASSES[c] for c in reached]
+            shown = torch.tensor([p for _, p in answer], dtype=torch.float64)
+            assert torch.allclose(shown, row[reached], atol=1e-5)  # float32
+        with Image.open(paths[3]) as image:
+            alone = predictor(paths[3]), predictor(Path(paths[3])), predictor(image)
+            both = predictor([image, paths[5]])
+        for answer, i in zip([*alone, *both], (3, 3, 3, 3, 5), strict=True):
+            assert [name for name, _ in answer] == [name for name, _ in answers[i]]
+            shown, wanted = ([p for _, p in row] for row in (answer, answers[i]))
+            assert shown == pytest.approx(wanted, abs=1e-6)  # float32, in other batches
+        assert len(both) == 2 and predictor([]) == []
+
+
+def test_a_predictor_names_an_image_that_cannot_be_read(members, tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    predictor = evaluate.Predictor(members[0], "cpu")
+    with pytest.raises(data.DataError, match="a.png: cannot be read"):
+        predictor(tmp_path / "a.png")
+    with pytest.raises(data.DataError, match="float pixels"):
+        predictor(Image.new("F", (30, 30)))
+    with pytest.raises(checkpoint.CheckpointError, match="gone.pt"):
+        evaluate.Predictor(tmp_path / "gone.pt")
 
 
 def test_a_blend_of_members_that_see_differently(scenes, members, pictures, tmp_path, capsys):
