@@ -57,7 +57,7 @@ FAULTS = [
      "test_train.py -k clipping"),
     (".eval() forgotten", "evaluate.py",
      '    net.eval()\n\n    began', '    began',
-     "test_train.py -k evaluation_batch"),
+     "test_flags.py -k sgd"),
     (".train() forgotten after evaluation", "train.py",
      '        self.net.train()\n', '',
      "test_train.py -k training_mode"),

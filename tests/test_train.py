@@ -518,7 +518,8 @@ def test_no_step_waits_for_a_pretended_gpu(scenes, tmp_path, flags):
     with ThreadPoolExecutor() as pool:
         three, six = pool.map(waits, ("8", "4"))
     assert three["look"] == six["look"] > 0
-    assert not {"epoch", "set_learning_rate", "next_images", "clip_gradients"} & three.keys()
+    # else: frames are kept there, weights made, states saved, validation frames scored
+    assert three.keys() <= {"look", "<listcomp>", "pos_weight", "state", "predict"}
 
 
 def test_evaluation_on_a_pretended_gpu_waits_once_a_batch(scenes, trained, tmp_path):
