@@ -254,4 +254,5 @@ def rules(args, given):
         (args.sync_bn and not on_gpus, "--sync-bn: for torchrun on GPUs"),
         (args.cache == "device" and args.workers, "--workers: --cache device decodes in no other"),
         (args.dry_run and args.resume, "--dry-run and --resume: choose one"),
+        (not args.out, "--out: names no folder"),
     ]  # fmt: skip

@@ -278,7 +278,7 @@ class Trainer:
             # ------------------------------------------------------ end of the step
 
             if world.poll(progress.due(step)):
-                row = self.look(step, windows, sums, lr, progress)
+                row = self.read_sums(step, windows, sums, lr, progress)
                 progress.show(step, row)
 
         self.epochs += 1
@@ -326,7 +326,7 @@ class Trainer:
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
         self.ema.update_parameters(self.net)
 
-    def look(self, step, windows, sums, lr, progress):
+    def read_sums(self, step, windows, sums, lr, progress):
         """The figures so far. Here the host waits for the device; raises Diverged."""
         seen = sum(len(window) for window in windows[: step + 1])
         epoch = self.epochs + 1

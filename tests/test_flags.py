@@ -154,6 +154,7 @@ def test_wrong_flags_are_refused_together(capsys):
     assert "--cache device" in usage(capsys, "--cache", "device", "--workers", "2")
     assert "invalid choice" in usage(capsys, "--resume", "last.pt")
     assert "--freeze-backbone" in usage(capsys, "--freeze-backbone", "3")
+    assert "--out: names no folder" in usage(capsys, "--out", "")
     assert "invalid choice" in usage(capsys, "--arch", "resnet35")
     assert "--labels" in usage(capsys, "--augment", "none", "--labels", "frame")
     assert "--milestones" in usage(capsys, "--schedule", "cosine", "--milestones", "5")
