@@ -1,4 +1,4 @@
-"""Trained checkpoints: scores, blends of several, predictions for unlabelled images, explanations.
+"""Score trained checkpoints, blend several, predict for unlabelled images, explain classes.
 
     python evaluate.py runs/seresnext101/best.pt --data A2D/ --split test
     python evaluate.py runs/seresnext101/best.pt runs/b7/best.pt --data A2D/ --blend fit

@@ -138,7 +138,8 @@ def add_flags(parser, flags):
         if isinstance(kind, list):
             parser.add_argument(flag, nargs=nargs, choices=kind, help=text)
         else:
-            parser.add_argument(flag, nargs=nargs, type=kind, help=text)
+            metavar = {int: "N", float: "X"}.get(kind)
+            parser.add_argument(flag, nargs=nargs, type=kind, metavar=metavar, help=text)
 
 
 def given_flags(parser, argv) -> dict:

@@ -215,6 +215,13 @@ def test_a_predictor_says_what_the_weights_say(members, pictures, monkeypatch, b
         assert len(both) == 2 and predictor([]) == []
 
 
+def test_a_predictor_takes_a_gpu_where_there_is_one(members):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = evaluate.Predictor(members[0])
+    assert predictor.device == device and not predictor.net.training
+    assert {p.device.type for p in predictor.net.parameters()} == {device}
+
+
 def test_a_predictor_names_an_image_that_cannot_be_read(members, tmp_path):
     (tmp_path / "a.png").write_text("no image")
     predictor = evaluate.Predictor(members[0], "cpu")

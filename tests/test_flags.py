@@ -40,7 +40,7 @@ def test_every_flag_has_help(capsys):
         assert len(part.split()) >= 4, f"{flag} has no help"
 
 
-def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     for ranks, flags, device in (
@@ -52,6 +52,9 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
         assert (args.device, args.ranks) == (device, 2 if ranks == "2" else 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert train.parse_args(["--sync-bn"]).sync_bn
+    assert "torchrun on GPUs" in usage(capsys, "--sync-bn", "--device", "cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "torchrun on GPUs" in usage(capsys, "--sync-bn", "--device", "cuda")
 
 
 FINE_TUNED = {

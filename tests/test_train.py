@@ -298,6 +298,7 @@ def test_every_report_has_the_constant_answer_of_the_training_labels(scenes, tmp
     flags = [str(tmp_path / "run/best.pt"), "--data", str(scenes), "--device", "cpu"]
     assert evaluate.main(flags) == 0
     printed = capsys.readouterr().out
+    assert "is replaced" not in printed
     rows = re.findall(rf"^always answering {data.CLASSES[commonest]} .* (\S+)$", printed, re.M)
     assert rows == [f"{100 * f1:.1f}"] * 2
     assert printed.count(f"of the constant answer {loss:.4f}") == 2
@@ -826,6 +827,18 @@ def test_every_bad_input_gives_code_3_and_one_line(tmp_path, scenes, trained, ca
         errors = capsys.readouterr().err
         assert errors.startswith(f"{program.__name__}.py: ") and words in errors, (name, errors)
         assert errors.count("\n") == (3 if name == "csv" else 1), (name, errors)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError])
+def test_a_bug_is_a_traceback(scenes, tmp_path, monkeypatch, error):
+    """What has no cause outside the program is not made one line of."""
+
+    def wrong(self, images, labels):
+        raise error("a bug")
+
+    monkeypatch.setattr(train.Loss, "forward", wrong)
+    with pytest.raises(error, match="a bug"):
+        run(scenes, tmp_path / "run")
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
