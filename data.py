@@ -630,6 +630,7 @@ def load(path, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
 
 def order(n: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch: a permutation of range(n) that depends on (n, seed, epoch) alone."""
+    # Philox is a function of its key: no state is carried from one epoch to the next.
     key = np.array([seed, epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(n).tolist()
 
@@ -649,6 +650,7 @@ def collate(samples) -> Batch:
                 part[..., :h, :w] = tensor
         return whole
 
+    # A data set has labels and label maps for all of its frames, or for none.
     labels = None if labels[0] is None else torch.stack(labels)
     maps = None if maps[0] is None else padded(maps, NONE)
     return Batch(torch.tensor(index), padded(frames, 0), sizes, labels, maps)
@@ -712,6 +714,7 @@ def to_device(batch: Batch, device, stream=None) -> Batch:
 
 def describe(sets: dict[str, Frames]) -> str:
     """One line a split: frames, labels a frame, positives a class (fewest, median, most)."""
+    # Rare classes are what a data set fails by, so the fewest positives are said.
     lines = []
     for split, dataset in sets.items():
         line = f"{split} {len(dataset):,} frames"

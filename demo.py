@@ -161,6 +161,7 @@ class Canvas:
 
     def cue(self, name, box, ground, face):
         """What goes along with an action, about an actor's box (left, top, right, bottom)."""
+        # A cue's places are told from the actor's sides, which change with where it faces.
         left, top, right, bottom = box
         x, y = (left + right) / 2, (top + bottom) / 2
         front, rear = (right, left) if face > 0 else (left, right)
@@ -307,6 +308,7 @@ def scene(labels, rng, width, hint=0.7):
 def frame_labels(seed, split, number):
     """The ids of frame `number`; the first ones are dealt evenly, 43 frames at a time."""
     deck = np.random.RandomState([seed, split, number // 43, 43]).permutation(list(PALETTE))
+    # The first label is dealt, the others are drawn; two fifths of those are adult-none.
     labels = [int(deck[number % 43])]
     rng = np.random.RandomState([seed, split, number, 0])
     for _ in range(rng.choice(4, p=LABELS_A_FRAME)):
@@ -330,6 +332,7 @@ def write_frame(root, seed, split, number, hint):
     line = f"{video}/{rng.randint(1, frames + 1):05d}"
     image, ids = scene(labels, rng, width, hint)
 
+    # The frame, and its map in A2D's colours.
     colours = np.zeros((256, 3), np.uint8)
     colours[list(COLOURS)] = list(COLOURS.values())
     for folder, picture in ("pngs320H", image), ("Annotations/col", Image.fromarray(colours[ids])):
@@ -392,6 +395,7 @@ def generate(root, train=1024, val=256, seed=0, hint=0.7, progress=print):
 def cached(train=1024, val=256, seed=0, progress=print):
     """The scenes' folder in the user's cache, drawn on the first call; OSError where that fails."""
     name, named = f"a2d-demo/v{VERSION}-seed{seed}-{train}-{val}", os.environ.get("A2D_DEMO_CACHE")
+    # A name for each drawing, so that what an older version drew is not taken for this one's.
     root = Path(name)
     try:
         root = (Path(named).expanduser() if named else cache_home()) / name

@@ -268,6 +268,7 @@ def parse_args(argv=None):
 
     given = given_flags(parser, argv)
     device = distributed.choose_device(given.get("device"))
+    # A CPU computes in fp16 slowly, where it can at all.
     amp = "fp16" if device.startswith("cuda") else "off"
     args = argparse.Namespace(**{**DEFAULTS, "amp": amp, **given, "device": device})
 

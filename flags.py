@@ -243,6 +243,7 @@ def rules(args, given):
             sentence = f"--{name.replace('_', '-')} {value}: must be {bound}"
             found.append((not holds(value), sentence))
 
+    # What belongs together, and what excludes each other.
     report_ops = args.without or args.extra or args.labels != "visible"
     on_gpus = args.device.startswith("cuda") and args.ranks > 1
     return found + distributed.device_rules(args.device) + [

@@ -154,6 +154,7 @@ def draw_classes(report, path):
     def percent(key):
         return [100 * row[key] if row["f1"] else math.nan for row in classes]
 
+    # A line of text a class, and room for titles and legend; inches.
     height = 1.9 + 0.2 * len(classes)
     figure = Figure((11, height), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))

@@ -340,8 +340,9 @@ def reach(url):
 
 def download(url, sha256, path):
     """url to path, by torch.hub: under a temporary name until its hash is found right."""
+    # torch.hub sets no limit: a host that falls silent would be waited for without end.
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub itself would wait for ever
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         print(f"downloading {url} to {path}")
         torch.hub.download_url_to_file(url, path, sha256, progress=sys.stderr.isatty())
@@ -474,6 +475,7 @@ def _dict_in(whole, key):
 
 def input_config(arch, record=None) -> dict:
     """What a network's images are, under a record or from scratch."""
+    # From scratch, what the first record was trained with is as good as anything.
     record = record or next((r for (a, _), r in WEIGHTS.items() if a == arch), None)
     if record is None:
         return {"size": 64, "mean": NORM[0], "std": NORM[1], "interpolation": "bilinear"}
