@@ -1,5 +1,4 @@
-"""Files of weights: our checkpoints and run folders, which survive a kill at any moment, and what
-others published. And the processes of a run, which stop together.
+"""Our own files: checkpoints and run folders, which survive a kill at any moment.
 
 A checkpoint is torch's own zip file of plain types and tensors (torch.load reads it), with a sha256
 of all bytes before it as the archive's comment. It is written to a temporary name, synced, and

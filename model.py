@@ -1,4 +1,4 @@
-"""The report's networks, written out, and everybody's published ImageNet weights for them.
+"""The report's networks, written out; their published ImageNet weights are found by weights.py.
 
     python model.py           # a table: parameters, multiply-adds, features, published weights
     net = create_model("seresnext101", num_classes=43, weights="imagenet")
