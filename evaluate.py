@@ -31,7 +31,7 @@ import distributed
 import metrics
 import model
 import pictures
-from flags import add_flags, given_flags
+from flags import add_flags, given_flags, refuse_broken
 
 BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
 PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of explanations
@@ -53,7 +53,7 @@ class Predictor:
 
     def __init__(self, path, device=None):
         self.state = path if isinstance(path, dict) else checkpoint.load(path)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = distributed.choose_device(device)
         self.classes = self.state["class_names"]
         self.threshold = self.state["threshold"]
         fit = self.state["args"]["fit"]
@@ -280,9 +280,7 @@ def parse_args(argv=None):
         ("threshold" in given and args.blend == "fit", "--threshold: --blend fit finds one"),
         (args.blend != "mean" and len(args.checkpoints) < 2, "--blend: of several checkpoints"),
     ]
-    wrong = [sentence for broken, sentence in rules if broken]
-    if wrong:
-        parser.error("; ".join(wrong))
+    refuse_broken(parser, rules)
     return args
 
 

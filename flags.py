@@ -148,6 +148,13 @@ def given_flags(parser, argv) -> dict:
     return {name: value for name, value in parsed.items() if value is not None}
 
 
+def refuse_broken(parser, rules):
+    """Ends with usage code 2 and all sentences of the (whether it is broken, sentence) in rules."""
+    wrong = [sentence for broken, sentence in rules if broken]
+    if wrong:
+        parser.error("; ".join(wrong))
+
+
 def parse_args(argv=None, scratch=False):
     """The flags, and what the recipes decide. All that cannot work is refused in one message.
 
@@ -178,9 +185,7 @@ def parse_args(argv=None, scratch=False):
     argv = sys.argv[1:] if argv is None else list(argv)
     given = given_flags(parser, argv)
     args = argparse.Namespace(**filled_in(given, scratch), argv=argv)
-    wrong = [sentence for broken, sentence in rules(args, given) if broken]
-    if wrong:
-        parser.error("; ".join(wrong))
+    refuse_broken(parser, rules(args, given))
     return args
 
 
