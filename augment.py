@@ -179,14 +179,15 @@ def plan(sizes, scale, crop, pad, degrees, flip, size, shape):
 
     rect = min(size, round(W s)). OpenCV maps by 1/s exactly, not by the ratio of the rounded sizes,
     and copies where those are equal.
-    shape      (H, W) of frames that stay whole, on an accelerator: sampling keeps 2^-10 pixel
-               inside the true frame, so that rounding cannot reach the padding. None: the CPU cuts
-               each to the part that is seen
+    shape      (H, W) of frames that stay whole, on an accelerator: where one is padded, sampling
+               keeps 2^-10 pixel inside the true frame, so that rounding cannot reach the padding.
+               None: the CPU cuts each to its true size
     """
     whole = scaled_size(sizes, scale)
     s = torch.where((whole == sizes[:, None]).all(2), 1.0, scale)[..., None]  # (B, T, 1)
     n, whole, crop, pad = (v.flip(-1).double() for v in (sizes[:, None], whole, crop, pad))
-    rect, inset = whole.clamp(max=size), 0 if shape is None else 2**-10
+    end = n if shape is None else torch.tensor(shape[::-1])
+    rect, inset = whole.clamp(max=size), torch.where(n < end, 2**-10, 0.0)
     high = torch.minimum((n - 0.5 - inset) * s - 0.5 - crop, rect - 1)  # the frame's end wins,
     low = ((inset + 0.5) * s - 0.5 - crop).clamp(min=0).minimum(high)  # should s leave no room
     radians, c = torch.deg2rad(degrees), size / 2  # the loader's centre, half a pixel off the true
@@ -196,12 +197,7 @@ def plan(sizes, scale, crop, pad, degrees, flip, size, shape):
     mirror = torch.stack((flip, torch.zeros_like(flip)), 2).double()
     start = (crop + 0.5) / s - 0.5
     slope, start = (1 - 2 * mirror) / s, start + mirror * (n - 1 - 2 * start)
-    if shape is None:
-        ends = low * slope + start, high * slope + start
-        first = torch.minimum(*ends).trunc_().clamp_(min=0)
-        end = torch.maximum(*ends).trunc_().add_(2).minimum(n)
-    else:
-        first, end = torch.zeros(2), torch.tensor(shape[::-1])
+    first = torch.zeros(2)
     return torch.stack(torch.broadcast_tensors(*Map(
         along=along, across=across, origin=origin, pad=pad, shift=origin - pad, rect=rect,
         low=low, high=high, gain=slope * 2 / (end - first),
@@ -237,7 +233,7 @@ def _warp(frames, table, size, fill):
     x = torch.arange(size, dtype=torch.float32, device=frames.device)
     for part, m in _chunks(table.float(), 12 * frames[0, 0].numel()):
         seen, turned, covered = frames[part], True, False
-        if not _whole(frames.device):  # widens only what is seen, spares what changes nothing
+        if not _whole(frames.device):  # cut to its true size, spares what changes nothing
             row = Map(*table[part.start].tolist())
             (left, top), (right, bottom) = (map(int, pair) for pair in (row.first, row.end))
             seen, turned = seen[..., top:bottom, left:right], row.along[1] != 0
