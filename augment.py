@@ -4,13 +4,13 @@
 
 Flip, scale, crop, pad, rotate (one affine sampling) -> one of gamma | hue, saturation, value |
 brightness, contrast -> one of Gaussian | motion | median blur -> coarse dropout -> normalise.
-All draws are made on the host and cross to the device in one copy: the size of every op's subset is
-known there, and nothing synchronises. Ops hand each other 8-bit levels and truncate where the
-library did; without those floors the images would be 0.2 to 0.5 level brighter.
+All draws are made on the host, so that the size of every op's subset is known there and nothing
+waits for the device. Ops hand each other 8-bit levels and truncate where the library did; without
+those floors the images would be 0.2 to 0.5 level brighter.
 
 sources  albumentations 0.4.5 on OpenCV 4.2 (April 2020) for the photometric ops and their units;
          loader/transforms.py of github.com/rochesterxugroup/csc_249_final_proj_a2d_cls (geometry)
-differs  - A rotated sample is interpolated once, not twice, hence sharper (`exact=True`: twice).
+differs  - A rotated sample is interpolated once, not twice, hence sharper.
          - The field of view is that of a 320-pixel frame seen at 224 whatever the sizes are:
            the effective scale is s * size/224 * 320/min(H, W) with s ~ U(0.5, 2).
          - Colours are RGB throughout; the loader fed BGR frames through RGB statistics.
@@ -22,39 +22,64 @@ import argparse
 import hashlib
 import struct
 import sys
-from collections import namedtuple
-from functools import cache
-from itertools import chain, combinations
+from functools import cache, reduce
+from itertools import combinations, product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from torch import Tensor
 
+import data
 import pictures
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 FILL = (124, 117, 104)  # RGB levels outside the frame: the loader's (103.939, 116.779, 123.68) BGR
 TRIES = 8  # geometries drawn per sample; all but the first serve empty="redraw"
-HOLES, HOLE = 5, 8  # most holes in a sample; side of a hole in pixels
+HOLES = 5  # most holes in a sample
+HOLE = 8  # side of a hole in pixels
+CHUNK_BYTES = 2**30  # of temporaries at once on an accelerator
+
+GAMMA, HSV, BRIGHTNESS = 1, 2, 3  # values of Draws.tone
+GAUSSIAN, MOTION, MEDIAN = 1, 2, 3  # values of Draws.blur
+
 RANGES = {  # uniform in [low, high); where an integer is meant, its floor counts
-    "tone": (1, 7), "gamma_percent": (60, 121), "hue": (-10, 10), "saturation": (-20, 20),
-    "value": (-20, 20), "alpha": (0.8, 1.2), "beta": (-0.2, 0.2), "blur": (1, 7), "motion": (0, 1),
-    "dropout": (0, 1), "holes": (1, 1 + HOLES), "vflip": (0, 1), "transpose": (0, 1),
-    "sharpen": (0, 1), "sharpen_alpha": (0.2, 0.5), "sharpen_lightness": (0.5, 1.0),
+    "tone": (1, 7),  # one of the three, else none
+    "gamma_percent": (60, 121),
+    "hue": (-10, 10),  # in units of 2 degrees
+    "saturation": (-20, 20),  # levels
+    "value": (-20, 20),  # levels
+    "alpha": (0.8, 1.2),
+    "beta": (-0.2, 0.2),  # of 255 levels
+    "blur": (1, 7),  # one of the three, else none
+    "motion": (0, 1),  # which of motion_kernels()
+    "dropout": (0, 1),  # below 1/2 it happens, as do the other ops of this name
+    "holes": (1, 6),  # up to HOLES
+    "vflip": (0, 1),
+    "transpose": (0, 1),
+    "sharpen": (0, 1),
+    "sharpen_alpha": (0.2, 0.5),
+    "sharpen_lightness": (0.5, 1.0),
 }
-LOW, HIGH = torch.tensor(list(RANGES.values()), dtype=torch.float64).unbind(1)
 FORCE = {  # each op's name, and the fields of Draws that make it happen in a preview
-    "flip": {"flip": True}, "scale": {}, "crop": {}, "rotate": {"degrees": 10.0},
-    "gamma": {"tone": 1}, "hsv": {"tone": 2}, "brightness": {"tone": 3},
-    "gaussian": {"blur": 1}, "motion": {"blur": 2}, "median": {"blur": 3},
+    "flip": {"flip": True},
+    "scale": {},
+    "crop": {},
+    "rotate": {"degrees": 10.0},
+    "gamma": {"tone": GAMMA},
+    "hsv": {"tone": HSV},
+    "brightness": {"tone": BRIGHTNESS},
+    "gaussian": {"blur": GAUSSIAN},
+    "motion": {"blur": MOTION},
+    "median": {"blur": MEDIAN},
     "dropout": {"holes": HOLES},
-    "vflip": {"vflip": True}, "transpose": {"transpose": True}, "sharpen": {"sharpen": True},
+    "vflip": {"vflip": True},
+    "transpose": {"transpose": True},
+    "sharpen": {"sharpen": True},
 }
 EXTRA = ("vflip", "transpose", "sharpen")  # tried by the report and rejected: off by default
 OPS = tuple(name for name in FORCE if name not in EXTRA)
-CHUNK_BYTES = 2**30  # of temporaries at once on an accelerator
 
 
 def generator(seed, epoch, step, rank=0):
@@ -63,8 +88,21 @@ def generator(seed, epoch, step, rank=0):
     BLAKE2b of their 32 bytes is the seed, so that neighbours are unrelated. torch's generator keeps
     32 bits of it: among 10^4 steps some two share their draws with probability 1 %.
     """
-    digest = hashlib.blake2b(struct.pack("<4q", seed, epoch, step, rank), digest_size=8).digest()
+    numbers = struct.pack("<4q", seed, epoch, step, rank)
+    digest = hashlib.blake2b(numbers, digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def ship(tensor, device):
+    """A tensor of the host's on `device`, by way of pinned memory, so that the host never waits."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def channels(values):
+    """Three numbers for red, green, blue -> (3, 1, 1) float32 on the host."""
+    return torch.as_tensor(values, dtype=torch.float32)[:, None, None]
 
 
 # ---------------------------------------------------------------------------- drawn on the host
@@ -73,23 +111,23 @@ def generator(seed, epoch, step, rank=0):
 class Draws(NamedTuple):
     """CPU tensors, row i for sample i. Of the T = TRIES geometries the first is used."""
 
-    flip: torch.Tensor  # (B, T) bool, left-right
-    scale: torch.Tensor  # (B, T) float64, effective: output pixels per frame pixel
-    crop: torch.Tensor  # (B, T, 2) int64 (top, left) of the window in the scaled frame
-    pad: torch.Tensor  # (B, T, 2) int64 (top, left) of the scaled frame in the output
-    degrees: torch.Tensor  # (B, T) float64, counter-clockwise
-    tone: torch.Tensor  # (B,) int64: 0 none, 1 gamma, 2 hsv, 3 brightness
-    gamma: torch.Tensor  # (B,) float64
-    shift: torch.Tensor  # (B, 3) float64: hue in units of 2 degrees, saturation, value in levels
-    contrast: torch.Tensor  # (B, 2) float64: alpha, beta
-    blur: torch.Tensor  # (B,) int64: 0 none, 1 gaussian, 2 motion, 3 median
-    motion: torch.Tensor  # (B, 3, 3) float32 kernels
-    holes: torch.Tensor  # (B,) int64 in 0..5
-    corners: torch.Tensor  # (B, 5, 2) int64 (top, left) of the holes
-    vflip: torch.Tensor  # (B,) bool, and the next two
-    transpose: torch.Tensor
-    sharpen: torch.Tensor
-    edge: torch.Tensor  # (B, 3, 3) float32 sharpening kernels
+    flip: Tensor  # (B, T) bool, left-right
+    scale: Tensor  # (B, T) float64, effective: output pixels per frame pixel
+    crop: Tensor  # (B, T, 2) int64 (top, left) of the window in the scaled frame
+    pad: Tensor  # (B, T, 2) int64 (top, left) of the scaled frame in the output
+    degrees: Tensor  # (B, T) float64, counter-clockwise
+    tone: Tensor  # (B,) int64: 0 none, 1 gamma, 2 hsv, 3 brightness
+    gamma: Tensor  # (B,) float64
+    shift: Tensor  # (B, 3) float64: hue in units of 2 degrees, saturation, value in levels
+    contrast: Tensor  # (B, 2) float64: alpha, beta
+    blur: Tensor  # (B,) int64: 0 none, 1 gaussian, 2 motion, 3 median
+    motion: Tensor  # (B, 3, 3) float32 kernels
+    holes: Tensor  # (B,) int64 in 0..5
+    corners: Tensor  # (B, 5, 2) int64 (top, left) of the holes
+    vflip: Tensor  # (B,) bool, and the next two
+    transpose: Tensor
+    sharpen: Tensor
+    edge: Tensor  # (B, 3, 3) float32 sharpening kernels
 
 
 @cache
@@ -99,20 +137,65 @@ def motion_kernels():
     A line between two of the nine cells, divided by its length; where it has a middle cell, that
     one rounds towards the left end. Probability 3/81 for a pair in one column, else 2/81.
     """
-    kernels, weight = torch.zeros(36, 3, 3), torch.full((36,), 2 / 81, dtype=torch.float64)
-    cells = [(x, y) for x in range(3) for y in range(3)]
+    kernels = torch.zeros(36, 3, 3)
+    probability = torch.full((36,), 2 / 81, dtype=torch.float64)
+
+    cells = product(range(3), repeat=2)  # x, y
     for i, ((x0, y0), (x1, y1)) in enumerate(combinations(cells, 2)):  # x0 <= x1
-        kernels[i, y0, x0] = kernels[i, y1, x1] = 1
+        kernels[i, y0, x0] = 1
+        kernels[i, y1, x1] = 1
         if max(x1 - x0, abs(y1 - y0)) == 2:
             kernels[i, y0 + int((y1 - y0) / 2), x0 + (x1 - x0) // 2] = 1
         if x0 == x1:
-            weight[i] = 3 / 81
-    return kernels / kernels.sum((1, 2), keepdim=True), weight
+            probability[i] = 3 / 81
+
+    return kernels / kernels.sum((1, 2), keepdim=True), probability
+
+
+def sharpening_kernels(alpha, lightness):
+    """imgaug's Sharpen, (1 - alpha) identity + alpha edges: (B,), (B,) -> (B, 3, 3) float32."""
+    kernels = -alpha[:, None, None].expand(-1, 3, 3).clone()
+    kernels[:, 1, 1] = 1 - alpha + alpha * (8 + lightness)
+    return kernels.float()
+
+
+def one_of(choice, names, happens):
+    """(B,) in [1, 7) -> 1, 2, 3 for three ops with probability 1/6 each, if they happen; else 0."""
+    kind = choice.long()
+    for number, name in enumerate(names, 1):
+        if not happens[name]:
+            kind[kind == number] = 0
+    return torch.where(kind > 3, 0, kind)
 
 
 def scaled_size(sizes, scale):
     """(B, 2) int64 sizes, (B, T) float64 scales -> (B, T, 2) float64: round(H s), at least 1."""
     return (sizes[:, None] * scale[..., None]).round_().clamp_(min=1)
+
+
+def draw_geometry(uniform, sizes, size, happens):
+    """Flip, scale, crop, pad and degrees of Draws by name, of (B, T, 8) uniform numbers."""
+    flip = uniform[..., 0] < 0.5
+    zoom = 0.5 + 1.5 * uniform[..., 1]
+    crop = uniform[..., 2:4]
+    pad = uniform[..., 4:6]
+    turn = uniform[..., 6] < 0.5
+    degrees = 20 * uniform[..., 7] - 10
+
+    if not happens["scale"]:
+        zoom = torch.ones_like(zoom)
+    if not happens["crop"]:
+        crop = pad = 0.5
+
+    scale = size / 224 * 320 / sizes.amin(1, keepdim=True) * zoom
+    spare = scaled_size(sizes, scale) - size  # (B, T, 2): positive to crop, negative to pad
+    return {
+        "flip": flip & happens["flip"],
+        "scale": scale,
+        "crop": (crop * (spare.clamp(min=0) + 1)).long(),
+        "pad": (pad * (1 - spare.clamp(max=0))).long(),
+        "degrees": degrees * (turn & happens["rotate"]),
+    }
 
 
 def draw(batch, generator, sizes, size=224, without=(), extra=()):
@@ -123,436 +206,420 @@ def draw(batch, generator, sizes, size=224, without=(), extra=()):
     size       side of the output in pixels
     without    names in OPS that never happen; extra: names in EXTRA that do, with p = 1/2
     """
-    on = {name: name in extra if name in EXTRA else name not in without for name in FORCE}
-    u = torch.rand(batch, len(RANGES) + 2 * HOLES + 8 * TRIES, generator=generator,
-                   dtype=torch.float64)
-    u, corners, geometry = u.split((len(RANGES), 2 * HOLES, 8 * TRIES), 1)
-    v = dict(zip(RANGES, (LOW + (HIGH - LOW) * u).T.contiguous(), strict=True))  # each (B,)
+    happens = {name: name not in without for name in OPS}
+    happens |= {name: name in extra for name in EXTRA}
 
-    def one_of(choice, *names):  # 1, 2, 3 with 1/6 each, else 0
-        table = [0, *(i * on[name] for i, name in enumerate(names, 1)), 0, 0, 0]
-        return torch.tensor(table)[choice.long()]
+    widths = (len(RANGES), 2 * HOLES, 8 * TRIES)
+    uniform = torch.rand(batch, sum(widths), generator=generator, dtype=torch.float64)
+    uniform, corners, geometry = uniform.split(widths, 1)
 
-    flip, s, crop, pad, turn, angle = geometry.view(-1, TRIES, 8).split((1, 1, 2, 2, 1, 1), 2)
-    flip, s, turn, angle = (w[..., 0] for w in (flip, s, turn, angle))  # (B, T); else (B, T, 2)
-    view = size / 224 * 320 / sizes.amin(1, keepdim=True)
-    scale = view * (0.5 + 1.5 * s if on["scale"] else torch.ones_like(s))
-    if not on["crop"]:
-        crop = pad = torch.full_like(crop, 0.5)
-    spare = scaled_size(sizes, scale) - size  # (B, T, 2): positive to crop, negative to pad
-    kernels, weight = motion_kernels()
-    a = v["sharpen_alpha"][:, None]  # imgaug's Sharpen: identity blended with an edge kernel
-    centre, rest = 1 - a + a * (8 + v["sharpen_lightness"][:, None]), -a.expand(-1, 4)
+    low, high = torch.tensor(list(RANGES.values()), dtype=torch.float64).unbind(1)
+    columns = (low + (high - low) * uniform).unbind(1)
+    drawn = dict(zip(RANGES, columns, strict=True))  # (B,) each
+
+    def coin(name):
+        return (drawn[name] < 0.5) & happens[name]
+
+    kernels, probability = motion_kernels()
+    kind = (drawn["motion"][:, None] >= probability.cumsum(0)[:-1]).sum(1)
+
     return Draws(
-        flip=(flip < 0.5) & on["flip"],
-        scale=scale,
-        crop=(crop * (spare.clamp(min=0) + 1)).long(),
-        pad=(pad * (1 - spare.clamp(max=0))).long(),
-        degrees=(20 * angle - 10) * ((turn < 0.5) & on["rotate"]),
-        tone=one_of(v["tone"], "gamma", "hsv", "brightness"),
-        gamma=v["gamma_percent"].floor() / 100,
-        shift=torch.stack((v["hue"], v["saturation"], v["value"]), 1),
-        contrast=torch.stack((v["alpha"], v["beta"]), 1),
-        blur=one_of(v["blur"], "gaussian", "motion", "median"),
-        motion=kernels[torch.searchsorted(weight.cumsum(0)[:-1], v["motion"], right=True)],
-        holes=v["holes"].long() * ((v["dropout"] < 0.5) & on["dropout"]),
-        corners=(corners * (size - HOLE + 1)).long().view(-1, HOLES, 2),
-        vflip=(v["vflip"] < 0.5) & on["vflip"],
-        transpose=(v["transpose"] < 0.5) & on["transpose"],
-        sharpen=(v["sharpen"] < 0.5) & on["sharpen"],
-        edge=torch.cat((rest, centre, rest), 1).float().view(-1, 3, 3),
+        **draw_geometry(geometry.view(batch, TRIES, 8), sizes, size, happens),
+        tone=one_of(drawn["tone"], ("gamma", "hsv", "brightness"), happens),
+        gamma=drawn["gamma_percent"].floor() / 100,
+        shift=torch.stack((drawn["hue"], drawn["saturation"], drawn["value"]), 1),
+        contrast=torch.stack((drawn["alpha"], drawn["beta"]), 1),
+        blur=one_of(drawn["blur"], ("gaussian", "motion", "median"), happens),
+        motion=kernels[kind],
+        holes=drawn["holes"].long() * coin("dropout"),
+        corners=(corners * (size - HOLE + 1)).long().view(batch, HOLES, 2),
+        vflip=coin("vflip"),
+        transpose=coin("transpose"),
+        sharpen=coin("sharpen"),
+        edge=sharpening_kernels(drawn["sharpen_alpha"], drawn["sharpen_lightness"]),
     )
 
 
 # ----------------------------------------------------------------------------------- geometry
 
-# Output pixel (x, y) -> p = along x + across y + origin, turned back -> u = p - pad, in the
-# rectangle `rect` that the scaled frame fills -> frame pixel q = slope clamp(u, low, high) + start
-# -> gain clamp(u, low, high) + bias in [-1, 1] of the frame's part from `first` to `end`.
-# Each field is an (x, y) pair; shift = origin - pad; scale, crop, mirror, last: of the label map.
-Map = namedtuple("Map", "along across origin pad shift rect low high gain bias first end "
-                        "scale crop mirror last")
 
+class Plan(NamedTuple):
+    """Where output pixels come from. Fields are (B, T, 2) float64 on the CPU, (x, y) pairs.
 
-def plan(sizes, scale, crop, pad, degrees, flip, size, shape):
-    """Map's fields as (B, T, 16, 2) float64 on the CPU; sizes to flip as in Draws.
-
-    rect = min(size, round(W s)). OpenCV maps by 1/s exactly, not by the ratio of the rounded sizes,
-    and copies where those are equal.
-    shape      (H, W) of frames that stay whole, on an accelerator: where one is padded, sampling
-               keeps 2^-10 pixel inside the true frame, so that rounding cannot reach the padding.
-               None: the CPU cuts each to its true size
+    Output pixel (x, y) lies at u = x along + y across + origin in the rectangle that the scaled
+    frame fills, and in the frame at q = mirror + sign ((u + crop + 1/2) / scale - 1/2). In all of
+    these, pixel centres are integers.
     """
-    whole = scaled_size(sizes, scale)
-    s = torch.where((whole == sizes[:, None]).all(2), 1.0, scale)[..., None]  # (B, T, 1)
-    n, whole, crop, pad = (v.flip(-1).double() for v in (sizes[:, None], whole, crop, pad))
-    end = n if shape is None else torch.tensor(shape[::-1])
-    rect, inset = whole.clamp(max=size), torch.where(n < end, 2**-10, 0.0)
-    high = torch.minimum((n - 0.5 - inset) * s - 0.5 - crop, rect - 1)  # the frame's end wins,
-    low = ((inset + 0.5) * s - 0.5 - crop).clamp(min=0).minimum(high)  # should s leave no room
-    radians, c = torch.deg2rad(degrees), size / 2  # the loader's centre, half a pixel off the true
-    cos, sin = radians.cos(), radians.sin()
-    along, across = torch.stack((cos, sin), 2), torch.stack((-sin, cos), 2)
-    origin = c - c * along - c * across
-    mirror = torch.stack((flip, torch.zeros_like(flip)), 2).double()
-    start = (crop + 0.5) / s - 0.5
-    slope, start = (1 - 2 * mirror) / s, start + mirror * (n - 1 - 2 * start)
-    first = torch.zeros(2)
-    return torch.stack(torch.broadcast_tensors(*Map(
-        along=along, across=across, origin=origin, pad=pad, shift=origin - pad, rect=rect,
-        low=low, high=high, gain=slope * 2 / (end - first),
-        bias=(start - first + 0.5) * 2 / (end - first) - 1, first=first, end=end,
-        scale=s, crop=crop, mirror=mirror * (n - 1), last=n - 1,
-    )), 2)
+
+    rectangle: Tensor  # its width and height, at most the output's
+    along: Tensor  # (cos, sin) of the rotation
+    across: Tensor  # (-sin, cos)
+    origin: Tensor  # where output pixel (0, 0) lies in the rectangle
+    low: Tensor  # the least u and
+    high: Tensor  # the greatest u that are read
+    gain: Tensor  # gain u + bias is q in [-1, 1] of the frame's array, as grid_sample reads it
+    bias: Tensor
+    crop: Tensor  # the window's corner in the scaled frame
+    scale: Tensor  # output pixels per frame pixel
+    sign: Tensor  # -1 where the axis is flipped, else 1
+    mirror: Tensor  # the last pixel's index where the axis is flipped, else 0
+    last: Tensor  # the last pixel's index
 
 
-def _whole(device):
-    """Work on whole batches? On the CPU one sample at a time is faster: it stays in cache."""
-    return device.type != "cpu" or torch.compiler.is_compiling()
+def make_plan(draws, sizes, cuts, size, tries=1):
+    """Plan of the first `tries` geometries of draws.
 
-
-def _chunks(table, bytes_each):
-    """(n, 16, 2) plans -> [(slice, its Map of (m, 2, 1, 1))]: samples one by one, or many."""
-    step = max(1, CHUNK_BYTES // bytes_each) if _whole(table.device) else 1
-    return [(slice(i, i + step), Map(*table[i : i + step, ..., None, None].unbind(1)))
-            for i in range(0, len(table), step)]
-
-
-def _levels(x):
-    """float32 in [0, 256), as what uint8 is cut from fastest: on a CPU int16, by four times."""
-    return x if _whole(x.device) else x.to(torch.int16)
-
-
-def _warp(frames, table, size, fill):
-    """fill + w (bilinear(frame, q) - fill), rounded; w falls from 1 to 0 over the rectangle's rim.
-
-    table (B, 16, 2), fill (3,) float32 on the frames' device
-    returns    (B, 3, size, size) uint8
+    sizes      (B, 2) int64, the true (height, width) of the frames; cuts: of the arrays they are in
     """
-    out = frames.new_empty(len(frames), 3, size, size)
-    x = torch.arange(size, dtype=torch.float32, device=frames.device)
-    for part, m in _chunks(table.float(), 12 * frames[0, 0].numel()):
-        seen, turned, covered = frames[part], True, False
-        if not _whole(frames.device):  # cut to its true size, spares what changes nothing
-            row = Map(*table[part.start].tolist())
-            (left, top), (right, bottom) = (map(int, pair) for pair in (row.first, row.end))
-            seen, turned = seen[..., top:bottom, left:right], row.along[1] != 0
-            covered = not turned and row.rect == [size, size]
-        if turned:
-            u = (m.along * x + m.shift) + m.across * x[:, None]  # (n, 2, S, S)
-        else:
-            u = x + m.shift  # (1, 2, 1, S), the second along y
-        # in float32: half would move by 0.07 pixel
-        grid = u.maximum(m.low).minimum(m.high).mul_(m.gain).add_(m.bias)
-        if not turned:
-            across, down = grid.split(1, 1)
-            grid = torch.cat((across.expand(-1, 1, size, -1), down.mT.expand(-1, 1, -1, size)), 1)
-        warped = F.grid_sample(seen.float(), grid.permute(0, 2, 3, 1), "bilinear", "border",
-                               align_corners=False)  # (n, 3, S, S)
-        if not covered:
-            wx, wy = torch.minimum(u + 1, m.rect - u).clamp_(0, 1).split(1, 1)
-            warped = torch.lerp(fill.view(3, 1, 1), warped, wx * (wy if turned else wy.mT))
-        out[part] = _levels(warped.add_(0.5))
-    return out
+    flip, scale, crop, pad, degrees = (field[:, :tries] for field in draws[:5])
+    scaled = scaled_size(sizes, scale)  # (B, T, 2)
+
+    # OpenCV copies a frame whose rounded size stays, and else maps by 1 / scale exactly.
+    stays = (scaled == sizes[:, None]).all(2)
+    scale = torch.where(stays, 1.0, scale)[..., None]  # (B, T, 1)
+
+    # From here on x comes before y.
+    frame, array, scaled, crop, pad = (
+        pair.flip(-1).double() for pair in (sizes[:, None], cuts[:, None], scaled, crop, pad)
+    )
+
+    # 1. The rectangle of the output that the scaled frame fills.
+    rectangle = scaled.clamp(max=size)
+
+    # 2. Rotation about the loader's centre, which is half a pixel off the true one.
+    centre = size / 2
+    cos = torch.deg2rad(degrees).cos()
+    sin = torch.deg2rad(degrees).sin()
+    along = torch.stack((cos, sin), 2)
+    across = torch.stack((-sin, cos), 2)
+    origin = centre - centre * along - centre * across - pad
+
+    # 3. The sampling grid. Where a frame is padded, it keeps 2^-10 pixel inside, so that no
+    # rounding reaches the padding. Should the scale leave no room, the frame's end wins.
+    margin = torch.where(frame < array, 2**-10, 0.0)
+    high = torch.minimum((frame - 0.5 - margin) * scale - 0.5 - crop, rectangle - 1)
+    low = ((margin + 0.5) * scale - 0.5 - crop).clamp(min=0).minimum(high)
+
+    flipped = flip[..., None] * torch.tensor([1.0, 0.0])  # along x alone
+    sign = 1 - 2 * flipped
+    mirror = flipped * (frame - 1)
+    start = mirror + sign * ((crop + 0.5) / scale - 0.5)  # q where u is 0
+    gain = sign / scale * 2 / array
+    bias = (start + 0.5) * 2 / array - 1
+
+    return Plan(
+        *torch.broadcast_tensors(
+            rectangle,
+            along,
+            across,
+            origin,
+            low,
+            high,
+            gain,
+            bias,
+            crop,
+            scale,
+            sign,
+            mirror,
+            frame - 1,
+        )
+    )
 
 
-def _sample_labels(label_maps, rows, m, size, turned):
-    """The loader's two nearest steps: floor((r - pad + crop) / s) at r = floor(p + 1/2).
+def warp(frames, plan, size, tries=None):
+    """Flip, scale, crop, pad, rotate, in one bilinear sampling.
 
-    label_maps (B, H, W) uint8, of which `rows` ((n, 1, 1, 1) int64 or one number) are sampled
-    returns    (n, S, S) uint8, 255 outside the rectangle; in float64, equal on CPU and CUDA
+    frames     (B, 3, H, W) uint8
+    tries      (B,) int64 on their device: which of each sample's geometries; None: the first
+    returns    (B, 3, size, size) uint8: FILL + w (bilinear(frame) - FILL), rounded, where w falls
+               from 1 to 0 over the rim of the rectangle
     """
-    height, width = label_maps.shape[1:]
-    r = torch.arange(-1, size + 1, dtype=torch.float64, device=label_maps.device)  # with a rim
-    u = r - m.pad  # (n, 2, 1, S+2), the second along y
-    q = ((u + m.crop) / m.scale).floor_().clamp_(min=0).minimum(m.last)
-    qx, qy = (m.mirror - q).abs_().long().split(1, 1)
-    index = (qy.mT + rows * height) * width + qx
-    out = label_maps.reshape(-1).index_select(0, index.view(-1)).view(-1, size + 2, size + 2)
-    outside = ((u < 0) | (u >= m.rect)).to(torch.uint8) * 255
-    out |= outside[:, 0]
-    out |= outside[:, 1].mT
-    if not turned:
-        return out[:, 1:-1, 1:-1]
-    r, rim = r[1:-1], size + 1  # the rim is 255
-    p = ((m.along * r + (m.origin + 1.5)) + m.across * r[:, None]).clamp_(0, rim).long()
-    index = torch.add(p[:, 0], p[:, 1], alpha=size + 2).flatten(1)
-    return out.flatten(1).gather(1, index).view(-1, size, size)
+    device = frames.device
+    fields = ship(torch.stack(plan).float(), device)  # (13, B, T, 2)
+    if tries is not None:
+        fields = fields.take_along_dim(tries[None, :, None, None], 2)
+    plan = Plan(*fields[:, :, 0, :, None, None])  # (B, 2, 1, 1) each
+
+    # In float32, since 16 bits would move a pixel by 0.07.
+    x = torch.arange(size, dtype=torch.float32, device=device)
+    u = (plan.along * x + plan.origin) + plan.across * x[:, None]  # (B, 2, S, S)
+    grid = u.clamp(plan.low, plan.high).mul_(plan.gain).add_(plan.bias)
+    sampled = F.grid_sample(
+        frames.float(),
+        grid.permute(0, 2, 3, 1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )  # (B, 3, S, S)
+
+    covered = torch.minimum(u + 1, plan.rectangle - u).clamp_(0, 1)
+    covered = covered[:, :1] * covered[:, 1:]  # (B, 1, S, S)
+    fill = ship(channels(FILL), device)
+    return torch.lerp(fill, sampled, covered).add_(0.5).to(torch.uint8)
 
 
-def _warp_labels(label_maps, table, size):
-    """Each sample's first of T geometries that shows an actor, else its first: map and plan.
+def warp_labels(label_maps, plan, size):
+    """The loader's two nearest steps: the frame's pixel floor((u + crop) / scale) at rounded u.
 
-    The CPU stops at that one; elsewhere all are made, so that nothing synchronises.
-    table      (B, T, fields, 2) on the maps' device
-    returns    (B, size, size) uint8, (B, fields, 2)
+    label_maps (B, H, W) uint8
+    returns    (B, T, size, size) uint8, data.NONE outside the frame. In float64, so that CPU and
+               CUDA are equal
     """
-    tries, plans, width = table.shape[1], table.flatten(0, 1), len(Map._fields)
-    if not _whole(table.device):
-        maps, chosen = [], []
-        for i in range(len(table)):
-            for t in (*range(tries), 0):
-                [(_, m)] = _chunks(table[i, t : t + 1, :width], 1)
-                found = _sample_labels(label_maps, i, m, size, m.along[0, 1] != 0)
-                if tries == 1 or found.amin() < 255:
-                    break
-            maps.append(found)
-            chosen.append(i * tries + t)
-        return torch.cat(maps), plans[chosen]
-    rows = torch.arange(len(plans), device=table.device).view(-1, 1, 1, 1) // tries
-    maps = torch.cat([_sample_labels(label_maps, rows[part], m, size, True)
-                      for part, m in _chunks(plans[:, :width], 40 * size * size)])
-    if tries == 1:
-        return maps, plans
-    shown = maps.flatten(1).amin(1).view(-1, tries) < 255
-    chosen = shown.to(torch.uint8).argmax(1)  # the first of equals
-    chosen += torch.arange(0, len(plans), tries, device=table.device)
-    return maps.index_select(0, chosen), plans.index_select(0, chosen)
+    fields = ship(torch.stack(plan), label_maps.device)  # (13, B, T, 2)
+    plan = Plan(*fields[..., None, None])  # (B, T, 2, 1, 1) each
 
+    x = torch.arange(size, dtype=torch.float64, device=fields.device)
+    u = (plan.along * x + (plan.origin + 0.5)) + plan.across * x[:, None]
+    u = u.floor_()  # (B, T, 2, S, S)
+    inside = ((u >= 0) & (u < plan.rectangle)).all(2)  # (B, T, S, S)
 
-def warp(frames, scale, crop, pad, degrees, flip, size=224, fill=FILL, label_maps=None, sizes=None):
-    """Flip, scale, crop, pad, rotate: one bilinear sampling of the frames, nearest of label maps.
-
-    frames     (B, 3, H, W) uint8; sizes (B, 2) int64 on the CPU, the true (height, width) where
-               frames are padded at right and bottom, else None
-    scale ..   as in Draws with T left out, on the CPU; rotation is about pixel (size/2, size/2)
-    label_maps (B, H, W) uint8 or None
-    returns    (B, 3, size, size) uint8, (B, size, size) uint8 (255 = none) or None
-    """
-    parameters = (v[:, None] for v in (scale.double(), crop, pad, degrees, flip))
-    shape = frames.shape[2:] if _whole(frames.device) else None
-    table = plan(_sizes(frames, sizes), *parameters, size, shape)
-    table, fill = _ship([table, torch.tensor(fill, dtype=torch.float32)], frames.device)
-    maps = None if label_maps is None else _warp_labels(label_maps, table, size)[0]
-    return _warp(frames, table[:, 0], size, fill), maps
+    q = u.add_(plan.crop).div_(plan.scale).floor_()
+    q = q.clamp_(min=0).minimum(plan.last)
+    column, row = q.mul_(plan.sign).add_(plan.mirror).long().unbind(2)
+    index = row * label_maps.shape[2] + column
+    found = label_maps.flatten(1).gather(1, index.flatten(1))
+    return found.view(index.shape).masked_fill_(~inside, data.NONE)
 
 
 def visible(label_maps, num_classes):
     """(B, S, S) uint8 maps -> (B, num_classes) float32 multi-hot: classes with at least a pixel."""
-    maps = label_maps.flatten(1)
-    if not _whole(maps.device):  # the faster one here; elsewhere it would synchronise
-        found = torch.stack([torch.bincount(row, minlength=256) for row in maps]).clamp_(max=1)
-    else:
-        found = torch.zeros(len(maps), 256, device=maps.device).scatter_(1, maps.long(), 1.0)
-    return found[:, :num_classes].float().contiguous()
+    found = torch.zeros(len(label_maps), 256, device=label_maps.device)
+    found.scatter_(1, label_maps.flatten(1).long(), 1.0)
+    return found[:, :num_classes].contiguous()
 
 
-# -------------------------------------------------- photometric: uint8 (n, 3, S, S) -> the same
+# ---------- photometric: (n, 3, H, W) uint8 -> the same; an image's own parameters on the host
 
 
-def tone(x, table):
-    """y = table[x], each sample by its own row of the (n, 256) uint8 table on x's device."""
-    first = torch.arange(0, 256 * len(x), 256, dtype=torch.int32, device=x.device)
-    return table.flatten().index_select(0, (x + first.view(-1, 1, 1, 1)).view(-1)).view(x.shape)
+def on_rows(images, chosen, op, *parameters):
+    """op(images, *parameters) of the rows that `chosen`, (B,) bool on the host, marks."""
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == 0:
+        return images
+
+    parameters = [parameter[rows] for parameter in parameters]
+    if len(rows) == len(images):
+        return op(images, *parameters)
+    rows = ship(rows, images.device)
+    return images.index_copy(0, rows, op(images[rows], *parameters))
 
 
-def gamma_table(gamma):
-    """(n,) -> (n, 256) uint8: floor(255 (k/255)^gamma).
+def look_up(images, tables):
+    """Level k of image i becomes tables[i, k]; tables (n, 256) uint8."""
+    tables = ship(tables, images.device)
+    return tables.gather(1, images.flatten(1).long()).view(images.shape)
 
-    float64, with k times 1/255, as in the library: gamma = 1 lowers 24 of the 256 levels by one.
+
+def gamma(images, gamma):
+    """y = floor(255 (x/255)^gamma), gamma (n,). The report draws 0.60, 0.61 .. 1.20.
+
+    float64, with x times 1/255, as in the library: gamma = 1 lowers 24 of the 256 levels by one.
     """
-    k = torch.arange(256, dtype=torch.float64) * (1 / 255)
-    return (k ** gamma.double()[:, None] * 255).clamp_(0, 255).to(torch.uint8)
+    x = torch.arange(256, dtype=torch.float64) * (1 / 255)
+    y = x ** gamma[:, None] * 255
+    return look_up(images, y.to(torch.uint8))
 
 
-def contrast_table(contrast):
-    """(n, 2) alpha, beta -> (n, 256) uint8: floor(clip(alpha k + 255 beta, 0, 255)) in float32."""
-    alpha, beta = contrast.float()[:, :, None].unbind(1)
-    return (torch.arange(256.0) * alpha + beta * 255).clamp_(0, 255).to(torch.uint8)
-
-
-def gamma(x, gamma):
-    """y = floor(255 (x/255)^gamma), gamma (n,) on the CPU. The report draws 0.60, 0.61 .. 1.20."""
-    return tone(x, gamma_table(gamma).to(x.device))
-
-
-def brightness_contrast(x, contrast):
-    """y = floor(clip(alpha x + 255 beta)), contrast (n, 2) alpha, beta on the CPU.
+def brightness_contrast(images, contrast):
+    """y = floor(clip(alpha x + 255 beta, 0, 255)) in float32, contrast (n, 2) alpha, beta.
 
     The report draws beta ~ U(-0.2, 0.2); alpha ~ U(0.8, 1.2) is the library's unnamed default.
     """
-    return tone(x, contrast_table(contrast).to(x.device))
+    alpha, beta = contrast.float()[:, :, None].unbind(1)  # (n, 1)
+    y = torch.arange(256.0) * alpha + beta * 255
+    return look_up(images, y.clamp_(0, 255).to(torch.uint8))
 
 
-@cache
-def _hue_weights(device):
-    """(3 * 360,) float32: -w in red, green, blue = v (1 - s w), by hue + 30 in 2-degree units.
-
-    In the sixths of a turn red's w is f 1 1 1-f 0 0, f the way through one, rounded as in OpenCV.
-    """
-    sixths = ((torch.arange(360, device=device) + 150) % 180).float().mul_(1 / 30).double()
-    k = (sixths + torch.arange(5, 0, -2, device=device)[:, None]) % 6  # (3, 360)
-    return -torch.minimum(k, 4 - k).clamp_(0, 1).float().flatten()
-
-
-def hue_saturation_value(x, shift):
+def hue_saturation_value(images, shift):
     """H' = floor((H + dh) mod 180), S' = floor(clip(S + ds)), V' = floor(clip(V + dv)).
 
-    shift      (n, 3) on x's device: dh in units of 2 degrees, ds, dv in levels. The report draws
-               U(-10, 10) and U(-20, 20); dv ~ U(-20, 20) is the library's unnamed default
+    shift      (n, 3): dh in units of 2 degrees, ds, dv in levels. The report draws U(-10, 10) and
+               U(-20, 20); dv ~ U(-20, 20) is the library's unnamed default
     source     OpenCV's 8-bit HSV: 12-bit fixed point, and back in float32, truncated. A grey has
                S = H = 0 and turns reddish with ds >= 1, as in 0.4.5; later versions keep it grey
     """
-    dh, ds, dv = shift.floor().float()[:, :, None, None].unbind(1)
-    rgb = x.float()
-    value = rgb.amax(1)  # (n, S, S), all integers
+    shift = ship(shift.floor().float(), images.device)
+    dh, ds, dv = shift[:, :, None, None].unbind(1)  # (n, 1, 1)
+    rgb = images.float()
+    r, g, b = rgb.unbind(1)  # (n, H, W), all integers
+
+    value = rgb.amax(1)
     chroma = value - rgb.amin(1)
     per_value = (1044480 / value.clamp(min=1)).round_().int()  # 255 * 4096 / V
     saturation = per_value.mul_(chroma.int()).add_(2048) >> 12
-    red, green = (rgb[:, :2] - value[:, None]).add_(1).clamp_(0, 1).unbind(1)  # 1 at the maximum
-    r, g, b = rgb.unbind(1)
-    sixth = torch.lerp(torch.add(r - g, chroma, alpha=4), torch.add(b - r, chroma, alpha=2), green)
-    per_chroma = (122880 / chroma.clamp(min=1)).round_()  # 180 * 4096 / 6C
-    hue = torch.lerp(sixth, g - b, red).mul_(per_chroma).mul_(1 / 4096)  # -30 .. 150, exact
-    hue = hue.add_(dh.remainder(180) + 30.5).int()  # 0 .. 359, of which 30 is red
 
+    # Where channels are equally large, red counts before green, and green before blue.
+    sixth = torch.where(g == value, b - r + 2 * chroma, r - g + 4 * chroma)
+    sixth = torch.where(r == value, g - b, sixth)
+    per_chroma = (122880 / chroma.clamp(min=1)).round_()  # 180 * 4096 / 6C
+    hue = sixth.mul_(per_chroma).mul_(1 / 4096)  # -30 .. 150, exact
+    hue = hue.add_(dh.remainder(180) + 180.5).int() % 180
+
+    h = hue.float().mul_(1 / 30)  # sixths of a turn, in [0, 6)
     s = (saturation + ds).clamp_(0, 255).mul_(1 / 255)
     v = (value + dv).clamp_(0, 255).mul_(1 / 255)
-    channel = torch.arange(0, 1080, 360, dtype=torch.int32, device=x.device).view(3, 1, 1)
-    table = _hue_weights.__wrapped__ if torch.compiler.is_compiling() else _hue_weights
-    w = table(x.device).index_select(0, (hue[:, None] + channel).view(-1)).view(x.shape)
-    return _levels(w.mul_(s[:, None]).add_(1).mul_(v[:, None]).mul_(255)).to(torch.uint8)
+
+    # A channel is v (1 - s w), where w is 0 if it is the largest and 1 if it is the smallest. In
+    # float32 these differences are exact.
+    red = torch.minimum(h - 1, 5 - h)
+    green = torch.maximum(1 - h, h - 3)
+    blue = torch.maximum(3 - h, h - 5)
+    w = torch.stack((red, green, blue), 1).clamp_(0, 1)  # (n, 3, H, W)
+    return (1 - w.mul_(s[:, None])).mul_(v[:, None]).mul_(255).to(torch.uint8)
 
 
-def _pad(x, edge):
+def pad(images, edge):
     """A pixel more on each side: edge=1 REFLECT_101, 0 replicated. F.pad refuses uint8 on CUDA."""
     for axis in (2, 3):
-        last = x.shape[axis] - 1 - edge
-        x = torch.cat((x.narrow(axis, edge, 1), x, x.narrow(axis, last, 1)), axis)
-    return x
+        before = images.narrow(axis, edge, 1)
+        after = images.narrow(axis, -1 - edge, 1)
+        images = torch.cat((before, images, after), axis)
+    return images
 
 
-def gaussian_blur(x):
+def neighbours(x, axis):
+    """Three views, a pixel apart along an axis, that are two pixels shorter."""
+    return x.unfold(axis, 3, 1).unbind(-1)
+
+
+def gaussian_blur(images):
     """[1 2 1] x [1 2 1] / 16, ties up, REFLECT_101: OpenCV's 3x3 table (not sigma = 0.8)."""
-    x = _pad(x, 1).short()
-    for _ in range(2):
-        x = x[:, :, :-1] + x[:, :, 1:]
-        x = x[..., :-1] + x[..., 1:]
+    x = pad(images, 1).short()
+    for axis in (2, 3):
+        before, here, after = neighbours(x, axis)
+        x = before + 2 * here + after
     return (x.add_(8) >> 4).to(torch.uint8)
 
 
-def filter3x3(x, kernels):
-    """Correlation with each sample's own (n, 3, 3) float32 kernel, ties to even, REFLECT_101."""
-    padded = _pad(x, 1).float()
-    out = torch.zeros(x.shape, device=x.device)
-    for dy in range(3):
-        for dx in range(3):
-            tap = kernels[:, dy, dx].view(-1, 1, 1, 1)
-            if _whole(x.device) or tap.any():
-                out.addcmul_(padded[:, :, dy : dy + x.shape[2], dx : dx + x.shape[3]], tap)
-    return _levels(out.round_().clamp_(0, 255)).to(torch.uint8)
+def filter3x3(images, kernels):
+    """Correlation with each image's own (n, 3, 3) float32 kernel, ties to even, REFLECT_101."""
+    kernels = ship(kernels, images.device)
+    out = torch.zeros_like(images, dtype=torch.float32)
+    for y, rows in enumerate(neighbours(pad(images, 1).float(), 2)):
+        for x, pixels in enumerate(neighbours(rows, 3)):
+            out.addcmul_(pixels, kernels[:, y, x, None, None, None])
+    return out.round_().clamp_(0, 255).to(torch.uint8)
 
 
-motion_blur = sharpen = filter3x3  # with motion_kernels(); with Draws.edge
+motion_blur = filter3x3  # with motion_kernels()
+sharpen = filter3x3  # with sharpening_kernels()
 
 
-def median_blur(x):
-    """3x3 median, replicated borders, in 18 whole-image min and max: columns are sorted once."""
-    x = _pad(x, 0)
-    low, high = torch.minimum, torch.maximum
-
-    def median(a, b, c):
-        return high(low(a, b), low(high(a, b), c))
-
-    a, b, c = x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]
-    a, b = low(a, b), high(a, b)
-    b, c = low(b, c), high(b, c)
-    a, b = low(a, b), high(a, b)  # a <= b <= c, (n, 3, S, S+2)
-    a = high(high(a[..., :-2], a[..., 1:-1]), a[..., 2:])
-    c = low(low(c[..., :-2], c[..., 1:-1]), c[..., 2:])
-    return median(a, median(b[..., :-2], b[..., 1:-1], b[..., 2:]), c)
+def median(a, b, c):
+    return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
 
 
-def coarse_dropout(x, corners):
-    """Black 8x8 squares with their (top, left) at corners (n, K, 2) int64 on x's device."""
-    n, channels, _, width = x.shape
-    step = torch.arange(HOLE, device=x.device)
-    row, column = (corners[..., None] + step).unbind(2)  # (n, K, 8) each
-    index = (row[..., None] * width + column[:, :, None]).view(n, 1, -1).expand(-1, channels, -1)
-    return x.flatten(2).scatter(2, index, 0).view(x.shape)
+def median_blur(images):
+    """3x3 median, replicated borders, in 18 whole-image min and max.
+
+    Each column of three is sorted once. The median of nine is that of the greatest of the columns'
+    minima, the median of their medians and the least of their maxima.
+    """
+    top, centre, bottom = neighbours(pad(images, 0), 2)  # (n, 3, H, W+2)
+    low = torch.minimum(top, centre)
+    high = torch.maximum(top, centre)
+    rest = torch.minimum(high, bottom)
+
+    highest = torch.maximum(high, bottom)
+    middle = torch.maximum(low, rest)
+    lowest = torch.minimum(low, rest)
+    return median(
+        reduce(torch.maximum, neighbours(lowest, 3)),
+        median(*neighbours(middle, 3)),
+        reduce(torch.minimum, neighbours(highest, 3)),
+    )
+
+
+def coarse_dropout(images, corners, holes):
+    """The first holes[i] of image i's 8x8 squares, (top, left) at corners (n, K, 2), turn black."""
+    unused = torch.arange(corners.shape[1]) >= holes[:, None]  # (n, K)
+    corners = torch.where(unused[..., None], corners[:, :1], corners)  # on the first one
+
+    rows, columns = (corners[..., None] + torch.arange(HOLE)).unbind(2)  # (n, K, 8) each
+    index = rows[..., None] * images.shape[3] + columns[:, :, None]  # (n, K, 8, 8)
+    index = ship(index, images.device).flatten(1)  # (n, 64 K)
+    index = index[:, None].expand(-1, 3, -1)
+    return images.flatten(2).scatter(2, index, 0).view(images.shape)
+
+
+def flip_vertically(images):
+    return images.flip(2)
+
+
+def transpose(images):
+    return images.mT.contiguous()
 
 
 def mirror(images, generator):
     """(B, C, H, W) with half of the images, drawn from the CPU generator, left to right."""
     drawn = torch.rand(len(images), generator=generator) < 0.5  # (B,)
-    (drawn,) = _ship([drawn], images.device)
+    drawn = ship(drawn, images.device)
     return torch.where(drawn[:, None, None, None], images.flip(3), images)
 
 
-def normalize(x, mean, std):
-    """(x - 255 mean) / (255 std): (B, 3, H, W) levels -> float32; mean, std (3,) on x's device."""
-    scale, shift = (255 * std).reciprocal().view(3, 1, 1), (mean / std).view(3, 1, 1)
-    if _whole(x.device):
-        return torch.addcmul(-shift, x, scale)  # in one pass
-    out = torch.empty(x.shape)
-    for levels, result in zip(x, out, strict=True):
-        torch.mul(levels, scale, out=result).sub_(shift)
-    return out
+def normalize(images, mean, std, out=None):
+    """(x - 255 mean) / (255 std): (B, 3, H, W) levels -> float32; mean, std (3,)."""
+    scale = ship(1 / (255 * channels(std)), images.device)
+    shift = ship(channels(mean) / channels(std), images.device)
+    return torch.mul(images, scale, out=out).sub_(shift)
 
 
 # ----------------------------------------------------------------------------- the whole thing
 
-STAGES = {  # between geometry and normalise
-    "vflip": lambda x: x.flip(2), "transpose": lambda x: x.mT.clone(), "tone": tone,
-    "hsv": hue_saturation_value, "gaussian": gaussian_blur, "motion": motion_blur,
-    "median": median_blur, "sharpen": sharpen, "dropout": coarse_dropout,
-}
 
-
-def _ship(tensors, device):
-    """CPU tensors -> the same on `device`, through pinned memory in one asynchronous copy."""
-    order = sorted(tensors, key=torch.Tensor.element_size, reverse=True)  # keeps them aligned
-    packed = torch.cat([t.contiguous().view(-1).view(torch.uint8) for t in order])
-    if device.type != "cpu":
-        packed = packed.pin_memory().to(device, non_blocking=True)
-    parts = zip(order, packed.split([t.nbytes for t in order]), strict=True)
-    shipped = {id(t): part.view(t.dtype).view(t.shape) for t, part in parts}
-    return [shipped[id(t)] for t in tensors]
-
-
-def _sizes(frames, sizes):
-    """Check a batch of frames; returns its true sizes, (B, 2) int64 on the CPU."""
-    if not isinstance(frames, torch.Tensor) or frames.dtype != torch.uint8:
+def true_sizes(frames, sizes):
+    """Checks a batch of frames; returns its true sizes, (B, 2) int64 on the CPU."""
+    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
         raise TypeError(f"frames are uint8 levels 0..255, got {getattr(frames, 'dtype', frames)}")
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames are (B, 3, H, W) and not empty, got {tuple(frames.shape)}")
-    whole = torch.tensor(frames.shape[2:])
+
+    shape = torch.tensor(frames.shape[2:])
     if sizes is None:
-        return whole.expand(len(frames), 2)
-    if sizes.shape != (len(frames), 2) or sizes.dtype != torch.int64 or sizes.device.type != "cpu":
-        raise ValueError(f"sizes are ({len(frames)}, 2) int64 on the CPU, got "
-                         f"{tuple(sizes.shape)} {sizes.dtype} on {sizes.device}")
-    if (sizes < 1).any() or (sizes > whole).any():
+        return shape.expand(len(frames), 2)
+    if sizes.shape != (len(frames), 2) or sizes.dtype != torch.int64 or not sizes.is_cpu:
+        raise ValueError(
+            f"sizes are ({len(frames)}, 2) int64 on the CPU, got "
+            f"{tuple(sizes.shape)} {sizes.dtype} on {sizes.device}"
+        )
+    if (sizes < 1).any() or (sizes > shape).any():
         raise ValueError(f"sizes lie in 1..{tuple(frames.shape[2:])}, got {sizes.tolist()}")
     return sizes
 
 
-def _known(**given):
-    """Refuse a name that is not among its choices: option=(names, choices)."""
-    for option, (names, choices) in given.items():
-        if unknown := [name for name in names if name not in choices]:
-            raise ValueError(f"{option}={' '.join(unknown)}: choose from {' '.join(choices)}")
+def check_labels(frames, labels, label_maps):
+    """raises  ValueError where they do not belong to the frames"""
+    maps = frames[:, 0].shape
+    if label_maps is not None and (label_maps.dtype != torch.uint8 or label_maps.shape != maps):
+        raise ValueError(
+            f"label_maps are uint8 {tuple(maps)}, got {label_maps.dtype} {tuple(label_maps.shape)}"
+        )
+    if labels is not None and (
+        labels.dtype != torch.float32 or labels.ndim != 2 or len(labels) != len(frames)
+    ):
+        raise ValueError(
+            f"labels are float32 ({len(frames)}, classes), a row per frame, got "
+            f"{labels.dtype} {tuple(labels.shape)}"
+        )
 
 
-def _pixels(frames, label_maps, table, mean, std, fill, stages, size, classes):
-    """The device's part. table (B, T, 16, 2) plans; stages {name in STAGES: [rows, parameters...]}.
+def check_names(option, names, choices):
+    unknown = [name for name in names if name not in choices]
+    if unknown:
+        raise ValueError(f"{option}={' '.join(unknown)}: choose from {' '.join(choices)}")
 
-    table      (B, T, 3 * 16, 2) for two interpolations: the whole plan, then that of each
-    classes    width of the labels to recount, 0 for none
-    returns    (B, 3, size, size) float32, (B, classes) float32 or None
+
+def at_once(frames, sizes, size):
+    """How many samples are worked on together, and (B, 2) sizes that the frames are cut to.
+
+    A CPU works on one sample at a time, which stays in its cache, cut to its true size. An
+    accelerator works on as many as CHUNK_BYTES hold, uncut.
     """
-    read = classes or table.shape[1] > 1
-    maps, table = _warp_labels(label_maps, table, size) if read else (None, table[:, 0])
-    x = frames
-    for plans in table.split(len(Map._fields), 1)[-2:]:
-        x = _warp(x, plans, size, fill)
-    for name, (rows, *parameters) in stages.items():
-        if _whole(x.device):
-            x.index_copy_(0, rows, STAGES[name](x.index_select(0, rows), *parameters))
-            continue
-        for j, i in enumerate(rows.tolist()):
-            x[i] = STAGES[name](x[i : i + 1], *(p[j : j + 1] for p in parameters))[0]
-    return normalize(x, mean, std), visible(maps, classes) if classes else None
+    if frames.is_cpu:
+        return 1, sizes
+    height, width = frames.shape[2:]
+    samples = CHUNK_BYTES // (12 * height * width + 80 * TRIES * size * size)
+    return max(1, samples), torch.tensor([height, width]).expand_as(sizes)
 
 
 class ReportAugment:
@@ -563,86 +630,107 @@ class ReportAugment:
     without    names in OPS to switch off; extra: names in EXTRA to turn on
     labels     "visible": the classes that the warped label map still shows, where there are maps;
                "frame": the frame's own
-    empty      "keep" a crop that shows no actor, or "redraw" its geometry up to 7 times, drawn up
-               front. Costs the CPU one label warp per try; CUDA always warps all 8 label maps
-    exact      rotate in a second interpolation, as the loader did
-    compile    fuse the device's part with torch.compile (meant for CUDA)
+    empty      "keep" a crop that shows no actor, or "redraw" its geometry up to 7 times; all eight
+               label maps are warped
     raises     ValueError on unknown names
     """
 
-    def __init__(self, size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, without=(), extra=(),
-                 labels="visible", empty="keep", exact=False, compile=False):
-        _known(without=(without, OPS), extra=(extra, EXTRA),
-               labels=([labels], ("visible", "frame")), empty=([empty], ("keep", "redraw")))
+    def __init__(
+        self,
+        size=224,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        without=(),
+        extra=(),
+        labels="visible",
+        empty="keep",
+    ):
+        check_names("without", without, OPS)
+        check_names("extra", extra, EXTRA)
+        check_names("labels", [labels], ("visible", "frame"))
+        check_names("empty", [empty], ("keep", "redraw"))
         if size < HOLE:
             raise ValueError(f"size={size} is smaller than a hole of {HOLE} pixels")
-        self.size, self.without, self.extra = size, tuple(without), tuple(extra)
-        self.labels, self.empty, self.exact, self.compile = labels, empty, exact, compile
-        self.constants = [torch.as_tensor(v, dtype=torch.float32) for v in (mean, std, FILL)]
-        self.pixels = torch.compile(_pixels, dynamic=True) if compile else _pixels
+
+        self.size = size
+        self.mean = mean
+        self.std = std
+        self.without = without
+        self.extra = extra
+        self.labels = labels
+        self.tries = TRIES if empty == "redraw" else 1
 
     def __call__(self, frames, generator, labels=None, label_maps=None, sizes=None):
         """Augment a batch on its device.
 
-        frames     (B, 3, H, W) uint8; sizes as in `warp`
+        frames     (B, 3, H, W) uint8
         generator  torch.Generator on the CPU, see `generator`
         labels     (B, C) float32 or None; label_maps (B, H, W) uint8 or None
+        sizes      (B, 2) int64 on the CPU, the true (height, width) where frames are padded at
+                   right and bottom, else None
         returns    (B, 3, size, size) float32 normalised, (B, C) float32 labels or None
         raises     TypeError, ValueError on wrong types, shapes or sizes
         """
-        draws = draw(len(frames), generator, _sizes(frames, sizes), self.size, self.without,
-                     self.extra)
+        true = true_sizes(frames, sizes)
+        draws = draw(len(frames), generator, true, self.size, self.without, self.extra)
         return self.apply(frames, draws, labels, label_maps, sizes)
 
     def apply(self, frames, draws, labels=None, label_maps=None, sizes=None):
         """The same by given draws; row i of the output depends on row i of the arguments alone."""
-        sizes, d = _sizes(frames, sizes), draws
-        size, tries = self.size, TRIES if self.empty == "redraw" else 1
-        if label_maps is None and tries > 1:
+        sizes = true_sizes(frames, sizes)
+        check_labels(frames, labels, label_maps)
+        if label_maps is None and self.tries > 1:
             raise ValueError("empty='redraw' needs label maps, and this batch has none")
-        if label_maps is not None and (
-                label_maps.dtype != torch.uint8 or label_maps.shape != frames[:, 0].shape):
-            raise ValueError(f"label_maps are uint8 {tuple(frames[:, 0].shape)}, got "
-                             f"{label_maps.dtype} {tuple(label_maps.shape)}")
-        if labels is not None and (
-                labels.dtype != torch.float32 or labels.ndim != 2 or len(labels) != len(frames)):
-            raise ValueError(f"labels are float32 ({len(frames)}, classes), a row per frame, got "
-                             f"{labels.dtype} {tuple(labels.shape)}")
-        shape = frames.shape[2:] if self.compile or _whole(frames.device) else None
-        flip, scale, crop, pad, degrees = (v[:, :tries] for v in d[:5])
-        plans = [plan(sizes, scale, crop, pad, degrees, flip, size, shape)]
-        if self.exact:
-            square, one, none = torch.full_like(sizes, size), torch.ones_like(scale), 0 * crop
-            plans += [plan(sizes, scale, crop, pad, 0 * degrees, flip, size, shape),
-                      plan(square, one, none, none, degrees, 0 * one, size, shape and (size, size))]
-
-        def those(mask):  # compiled: a lone row twice, no graph of its own for that length
-            rows = torch.nonzero(mask)[:, 0]
-            return rows.repeat(2) if self.compile and len(rows) == 1 else rows
-
-        gamma, hsv, brightness = (those(d.tone == i) for i in (1, 2, 3))
-        gaussian, motion, median = (those(d.blur == i) for i in (1, 2, 3))
-        sharpen, dropout = those(d.sharpen), those(d.holes > 0)
-        tables = gamma_table(d.gamma[gamma]), contrast_table(d.contrast[brightness])
-        used = torch.arange(HOLES)[:, None] < d.holes[dropout, None, None]  # else the first again
-        corners = d.corners[dropout]
-        stages = {
-            "vflip": [those(d.vflip)], "transpose": [those(d.transpose)],
-            "tone": [torch.cat((gamma, brightness)), torch.cat(tables)],
-            "hsv": [hsv, d.shift[hsv]],
-            "gaussian": [gaussian], "motion": [motion, d.motion[motion]], "median": [median],
-            "sharpen": [sharpen, d.edge[sharpen]],
-            "dropout": [dropout, torch.where(used, corners, corners[:, :1])],
-        }
-        stages = {name: part for name, part in stages.items() if len(part[0])}
-        shipped = iter(_ship([torch.cat(plans, 2), *self.constants, *chain(*stages.values())],
-                             frames.device))
-        table, mean, std, fill = (next(shipped) for _ in range(4))
-        stages = {name: [next(shipped) for _ in part] for name, part in stages.items()}
         recount = self.labels == "visible" and labels is not None and label_maps is not None
-        images, recounted = self.pixels(frames, label_maps, table, mean, std, fill, stages, size,
-                                        labels.shape[1] if recount else 0)
-        return images, recounted if recount else labels
+        read = recount or self.tries > 1
+
+        samples, cuts = at_once(frames, sizes, self.size)
+        plan = make_plan(draws, sizes, cuts, self.size, self.tries)
+        images = torch.empty(len(frames), 3, self.size, self.size, device=frames.device)
+        maps = []
+        for i in range(0, len(frames), samples):
+            rows = slice(i, i + samples)
+            height, width = cuts[i].tolist()
+            transformed, shown = self.transform(
+                frames[rows, :, :height, :width],
+                label_maps[rows, :height, :width] if read else None,
+                Plan(*(field[rows] for field in plan)),
+                Draws(*(field[rows] for field in draws)),
+            )
+            normalize(transformed, self.mean, self.std, out=images[rows])
+            maps.append(shown)
+
+        if recount:
+            labels = visible(torch.cat(maps), labels.shape[1])
+        return images, labels
+
+    def transform(self, frames, label_maps, plan, draws):
+        """(n, 3, S, S) levels and (n, S, S) maps, where given, of samples worked on together."""
+        tries = None
+        if label_maps is not None:
+            maps = warp_labels(label_maps, plan, self.size)  # (n, T, S, S)
+            label_maps = maps[:, 0]
+            if self.tries > 1:
+                # The first of the geometries that shows an actor counts, else the first of all.
+                tries = (maps.amin((2, 3)) < data.NONE).byte().argmax(1)  # (n,)
+                label_maps = maps[torch.arange(len(maps), device=maps.device), tries]
+
+        images = warp(frames, plan, self.size, tries)  # flip, scale, crop, pad, rotate
+
+        images = on_rows(images, draws.vflip, flip_vertically)
+        images = on_rows(images, draws.transpose, transpose)
+
+        images = on_rows(images, draws.tone == GAMMA, gamma, draws.gamma)
+        images = on_rows(images, draws.tone == HSV, hue_saturation_value, draws.shift)
+        images = on_rows(images, draws.tone == BRIGHTNESS, brightness_contrast, draws.contrast)
+
+        images = on_rows(images, draws.blur == GAUSSIAN, gaussian_blur)
+        images = on_rows(images, draws.blur == MOTION, motion_blur, draws.motion)
+        images = on_rows(images, draws.blur == MEDIAN, median_blur)
+
+        images = on_rows(images, draws.sharpen, sharpen, draws.edge)
+        images = on_rows(images, draws.holes > 0, coarse_dropout, draws.corners, draws.holes)
+        return images, label_maps
 
 
 class EvalTransform:
@@ -653,68 +741,79 @@ class EvalTransform:
                    "bicubic": a = -1/2, antialiased, as in Pillow, which published weights expect
     """
 
-    def __init__(self, size=224, mean=IMAGENET_MEAN, std=IMAGENET_STD, fit="squash",
-                 interpolation="bilinear"):
-        _known(fit=([fit], ("squash", "letterbox")),
-               interpolation=([interpolation], ("bilinear", "bicubic")))
-        self.size, self.fit, self.interpolation = size, fit, interpolation
-        self.constants = [torch.as_tensor(v, dtype=torch.float32) for v in (mean, std, FILL)]
+    def __init__(
+        self,
+        size=224,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        fit="squash",
+        interpolation="bilinear",
+    ):
+        check_names("fit", [fit], ("squash", "letterbox"))
+        check_names("interpolation", [interpolation], ("bilinear", "bicubic"))
+        self.size = size
+        self.mean = mean
+        self.std = std
+        self.fit = fit
+        self.interpolation = interpolation
 
     def __call__(self, frames, sizes=None):
-        """(B, 3, H, W) uint8, sizes as in `warp` -> (B, 3, size, size) float32 normalised.
+        """(B, 3, H, W) uint8, sizes as in ReportAugment -> (B, 3, size, size) float32 normalised.
 
         Frame by frame, so that no bit depends on what else is in the batch.
         """
-        sizes, side = _sizes(frames, sizes), self.size
-        mean, std, fill = _ship(self.constants, frames.device)
-        out = fill.view(1, 3, 1, 1).repeat(len(frames), 1, side, side)
+        sizes = true_sizes(frames, sizes)
+        fill = ship(channels(FILL), frames.device)
+        images = fill.repeat(len(frames), 1, self.size, self.size)
+
         for i, (height, width) in enumerate(sizes.tolist()):
-            to = (side, side)
+            h = w = self.size
             if self.fit == "letterbox":
-                to = [max(1, round(n * side / max(height, width))) for n in (height, width)]
-            top, left = (side - to[0]) // 2, (side - to[1]) // 2
+                h, w = (max(1, round(n * self.size / max(height, width))) for n in (height, width))
+            top = (self.size - h) // 2
+            left = (self.size - w) // 2
+
             frame = frames[i : i + 1, :, :height, :width]
-            frame = frame.to(torch.float32, memory_format=torch.contiguous_format)
-            out[i, :, top : top + to[0], left : left + to[1]] = F.interpolate(
-                frame, to, mode=self.interpolation, align_corners=False,
-                antialias=self.interpolation == "bicubic")[0].clamp_(0, 255)
-        return normalize(out, mean, std)
+            resized = F.interpolate(
+                frame.float().contiguous(),
+                (h, w),
+                mode=self.interpolation,
+                align_corners=False,
+                antialias=self.interpolation == "bicubic",
+            )
+            images[i, :, top : top + h, left : left + w] = resized[0].clamp_(0, 255)
+        return normalize(images, self.mean, self.std)
 
 
 # ------------------------------------------------------------------------------------- preview
 
 
-def preview(path, frames, transform, labels=None, label_maps=None, sizes=None, class_names=None,
-            seed=0, draws=4):
-    """Write a page: a column per frame, a row per op of `transform` and per whole draw.
+def preview(path, frames, sizes, transform, seed=0, draws=4):
+    """Writes a page: a column per frame, a row per op of `transform` and per whole draw.
 
-    frames, labels, label_maps, sizes as in ReportAugment, on the CPU; class_names (C,) str
+    frames, sizes as in ReportAugment, on the CPU
     """
-    sizes, side = _sizes(frames, sizes), transform.size
-    mean, std, _ = (v.view(3, 1, 1) for v in transform.constants)
-    rows = [("frame", EvalTransform(side, mean.flatten(), std.flatten())(frames, sizes), labels)]
-    for name in (*(n for n in OPS if n not in transform.without), *transform.extra):
-        alone = draw(len(frames), generator(seed, 0, 0), sizes, side,
-                     [n for n in OPS if n != name], [n for n in EXTRA if n == name])
-        alone = alone._replace(**{field: torch.full_like(getattr(alone, field), value)
-                                  for field, value in FORCE[name].items()})
-        rows.append((name, *transform.apply(frames, alone, labels, label_maps, sizes)))
-    for step in range(draws):
-        drawn = transform(frames, generator(seed, 0, step), labels, label_maps, sizes)
-        rows.append((f"draw {step + 1}", *drawn))
+    size = transform.size
+    rows = {"frame": EvalTransform(size, transform.mean, transform.std)(frames, sizes)}
 
-    tiles, captions = [], []
-    for name, images, shown in rows:
-        levels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        for j, image in enumerate(levels.permute(0, 2, 3, 1).numpy()):
-            caption = [name]
-            if labels is not None:
-                present = torch.nonzero(shown[j])[:, 0].tolist()
-                present = [class_names[c] if class_names else str(c) for c in present]
-                caption += present or ["no label left"]
-            tiles.append(image)
-            captions.append([(text, "black") for text in caption])
-    pictures.write_page(path, tiles, captions, columns=len(frames), cell=(side + 8, side + 4))
+    names = [name for name in OPS if name not in transform.without]
+    for name in (*names, *transform.extra):
+        others = [op for op in OPS if op != name]
+        alone = draw(len(frames), generator(seed, 0, 0), sizes, size, without=others)
+        for field, value in FORCE[name].items():
+            alone = alone._replace(**{field: torch.full_like(getattr(alone, field), value)})
+        rows[name], _ = transform.apply(frames, alone, sizes=sizes)
+
+    for step in range(draws):
+        rows[f"draw {step + 1}"], _ = transform(frames, generator(seed, 0, step), sizes=sizes)
+
+    images = torch.cat(list(rows.values()))
+    images = images * channels(transform.std) + channels(transform.mean)
+    levels = (images * 255).round().clamp(0, 255).to(torch.uint8)
+    captions = [[(name, "black")] for name in rows for _ in frames]
+    tiles = levels.permute(0, 2, 3, 1).numpy()
+    cell = (size + 8, size + 4)
+    pictures.write_page(path, tiles, captions, columns=len(frames), cell=cell)
 
 
 def main(argv=None):
@@ -726,25 +825,24 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
     parser.add_argument("--without", nargs="*", default=(), choices=OPS, help="ops to switch off")
     parser.add_argument("--extra", nargs="*", default=(), choices=EXTRA, help="ops to turn on")
-    args, images = parser.parse_args(argv), []
+    args = parser.parse_args(argv)
+
     try:
-        for path in args.images:
-            images.append(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as problem:
-        return f"{path}: {problem} – give PNG or JPEG files"
-    sizes = torch.tensor([(image.height, image.width) for image in images])
-    frames = torch.zeros(len(images), 3, *sizes.amax(0), dtype=torch.uint8)
-    for frame, image in zip(frames, images, strict=True):
-        frame[:, : image.height, : image.width] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        images = [data.decode(path) for path in args.images]
+    except data.DataError as problem:
+        return str(problem)
+    samples = [(0, torch.from_numpy(image).permute(2, 0, 1), None, None) for image in images]
+    batch = data.collate(samples)
     try:
-        preview(args.out, frames, ReportAugment(args.size, without=args.without, extra=args.extra),
-                sizes=sizes, seed=args.seed)
+        transform = ReportAugment(args.size, without=args.without, extra=args.extra)
+        preview(args.out, batch.frames, batch.sizes, transform, args.seed)
     except (OSError, ValueError, struct.error) as problem:
         return f"--out {args.out} --size {args.size} --seed {args.seed}: {problem}"
     return None
 
 
 if __name__ == "__main__":
-    if problem := main():
+    problem = main()
+    if problem:
         print(f"augment.py: {problem}", file=sys.stderr)
         sys.exit(3)

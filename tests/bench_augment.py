@@ -4,8 +4,8 @@
 
 320x570 uint8 frames -> (B, 3, 224, 224) float32 normalised: flip, scale, pad, crop, rotate, one of
 three tones, one of three 3x3 blurs, dropout. One process, one CPU thread, contenders interleaved;
-CPU-ms (process time) is the figure that a busy machine disturbs least. On CUDA: this one, eager and
-compiled, batch 64 to 256. Peers (pip install): albumentations==2.0.8 opencv-python-headless kornia
+CPU-ms (process time) is the figure that a busy machine disturbs least. On CUDA: this one alone,
+batch 64 to 256. Peers (pip install): albumentations==2.0.8 opencv-python-headless kornia
 
 differs  The work is not the same everywhere. torchvision has no motion or median blur, no several
          holes and no draws per sample in a batch (stand-ins, one image at a time); kornia has no
@@ -27,8 +27,8 @@ import augment
 from augment import FILL, IMAGENET_MEAN, IMAGENET_STD, ReportAugment
 
 
-def ours(frames, **options):
-    transform, step = ReportAugment(**options), iter(range(10**9))
+def ours(frames):
+    transform, step = ReportAugment(), iter(range(10**9))
     return lambda: transform(frames, augment.generator(0, 0, next(step)))[0]
 
 
@@ -144,20 +144,16 @@ def measure(contenders, seconds, repeats, batch):
         print(f"{name:34} {spread:>28} {statistics.median(cpus[name]):14.2f}")
 
 
-def on_cuda(frames, names, seconds, repeats):
-    """Ours alone, at three batch sizes; of the names "eager" and "compiled"."""
+def on_cuda(frames, seconds, repeats):
+    """Ours alone, at three batch sizes."""
 
     def until_idle(run):
         run()
         torch.cuda.synchronize()
 
     for batch in (64, 128, 256):
-        on_device = frames[torch.arange(batch) % len(frames)]
-        runs = {}
-        for name in names:
-            run = ours(on_device, compile=name == "compiled")
-            runs[f"batch {batch}, {name}"] = partial(until_idle, run)
-        measure(runs, seconds, repeats, batch)
+        run = ours(frames[torch.arange(batch) % len(frames)])
+        measure({f"batch {batch}": partial(until_idle, run)}, seconds, repeats, batch)
 
 
 def main():
@@ -185,7 +181,7 @@ def main():
     measure(contenders, args.seconds, args.repeats, args.batch)
     if torch.cuda.is_available():
         print(torch.cuda.get_device_name())
-        on_cuda(frames.cuda(), ["eager", "compiled"], args.seconds, args.repeats)
+        on_cuda(frames.cuda(), args.seconds, args.repeats)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
 
 import augment
 from augment import FILL, ReportAugment, draw, generator
@@ -33,6 +33,30 @@ def one_thread():
 def planes(images):
     """(..., H, W, 3) array -> (N, 3, H, W) uint8 tensor."""
     return torch.from_numpy(images.reshape(-1, *images.shape[-3:])).permute(0, 3, 1, 2).contiguous()
+
+
+def together(frames, sizes, size):
+    """What augment.at_once says of an accelerator: the whole batch, uncut."""
+    return len(frames), torch.tensor(frames.shape[2:]).expand_as(sizes)
+
+
+def warp(frames, scale, crop, pad, degrees, flip, size=224, label_maps=None, sizes=None):
+    """Images and label maps by one given geometry a sample, made as ReportAugment makes them."""
+    sizes = augment.true_sizes(frames, sizes)
+    draws = draw(len(frames), generator(0, 0, 0), sizes, size)._replace(
+        scale=scale.double()[:, None], crop=crop[:, None], pad=pad[:, None],
+        degrees=degrees.double()[:, None], flip=flip.bool()[:, None])
+    samples, cuts = augment.at_once(frames, sizes, size)
+    plan = augment.make_plan(draws, sizes, cuts, size)
+    images, maps = [], []
+    for i in range(0, len(frames), samples):
+        rows, (height, width) = slice(i, i + samples), cuts[i].tolist()
+        part = augment.Plan(*(field[rows] for field in plan))
+        images.append(augment.warp(frames[rows, :, :height, :width], part, size))
+        if label_maps is not None:
+            cut = label_maps[rows, :height, :width]
+            maps.append(augment.warp_labels(cut, part, size)[:, 0])
+    return torch.cat(images), torch.cat(maps) if maps else None
 
 
 def difference(a, b):
@@ -90,7 +114,7 @@ def test_golden_rotation():
     small = planes(GOLDEN["small"]).flip(1)  # the recording filled with 104, 117, 124
     for degrees, wanted in zip(GOLDEN["rotate_degrees"], GOLDEN["rotate_fill"], strict=True):
         zero = torch.zeros(1, 2, dtype=torch.long)
-        got, _ = augment.warp(small, torch.ones(1), zero, zero, torch.tensor([degrees]),
+        got, _ = warp(small, torch.ones(1), zero, zero, torch.tensor([degrees]),
                               torch.zeros(1))
         error = difference(got.flip(1), planes(wanted)).float()
         assert error.max() <= 4
@@ -120,11 +144,15 @@ def test_golden_chain(number):
     big = planes(GOLDEN["big"]).flip(1)
     wanted = planes(GOLDEN["chain_out"][number]).flip(1)
     turned = GOLDEN["chain_params"][number][-1] != 0
-    images, _ = ReportAugment(exact=True).apply(big, chain_draws(number))
-    error = difference(levels_of(images), wanted).float()
+    draws = chain_draws(number)
+    geometry = [v[:, 0] for v in (draws.scale, draws.crop, draws.pad, draws.degrees, draws.flip)]
+    straight, _ = warp(big, *geometry[:3], 0 * geometry[3], geometry[4])
+    one, zero = torch.ones(1), torch.zeros(1, 2, dtype=torch.long)
+    twice, _ = warp(straight, one, zero, zero, geometry[3], 0 * one)
+    error = difference(twice, wanted).float()
     assert error.max() <= (4 if turned else 1)  # 1/32 pixel where it turns
     assert error.mean() <= 0.15  # cv2.resize 4.2 truncates its fixed point: 0.12
-    images, _ = ReportAugment().apply(big, chain_draws(number))
+    images, _ = ReportAugment().apply(big, draws)
     once = difference(levels_of(images), wanted).float()
     assert once.mean() <= (1.0 if turned else 0.15)  # one interpolation is sharper than two
     assert (once.mean() > 2 * error.mean()) == turned
@@ -165,7 +193,7 @@ def test_labels_of_the_recorded_chain_follow_the_loader_on_every_pixel(number):
                            degrees)
     geometry = [v[:, 0] for v in (draws.scale, draws.crop, draws.pad, draws.degrees, draws.flip)]
     frames = torch.zeros(1, 3, 320, 570, dtype=torch.uint8)
-    _, got = augment.warp(frames, *geometry, label_maps=label_map[None])
+    _, got = warp(frames, *geometry, label_maps=label_map[None])
     assert (got[0].numpy() == wanted).all()
 
 
@@ -243,10 +271,10 @@ def test_warp_against_the_loader_in_opencv():
     maps = noise(batch, 320, 570)
     scale, crop, pad, degrees, flip = random_geometry(batch, 3)
     assert (degrees != 0).any() and (scale < 0.7).any()
-    straight, _ = augment.warp(frames, scale, crop, pad, 0 * degrees, flip)
+    straight, _ = warp(frames, scale, crop, pad, 0 * degrees, flip)
     none, zeros = torch.zeros(batch), torch.zeros(batch, 2, dtype=torch.long)
-    turned, _ = augment.warp(straight, torch.ones(batch), zeros, zeros, degrees, none)
-    _, labels = augment.warp(frames, scale, crop, pad, 0 * degrees, flip, label_maps=maps)
+    turned, _ = warp(straight, torch.ones(batch), zeros, zeros, degrees, none)
+    _, labels = warp(frames, scale, crop, pad, 0 * degrees, flip, label_maps=maps)
     for i in range(batch):
         s, (top, left), (pad_top, pad_left) = scale[i].item(), crop[i].tolist(), pad[i].tolist()
         image = np.ascontiguousarray(frames[i].permute(1, 2, 0))
@@ -308,7 +336,7 @@ def reference_warp(frame, scale, crop, pad, degrees, flip, size):
 @pytest.mark.parametrize("whole", [False, True])
 def test_warp_against_a_loop(whole, monkeypatch):
     if whole:  # what an accelerator runs
-        monkeypatch.setattr(augment, "_whole", lambda device: True)
+        monkeypatch.setattr(augment, "at_once", together)
     rows = [  # frame, scale, crop, pad, degrees, flip
         ((20, 33), 1.0, (0, 9), (4, 0), 0.0, False),
         ((20, 33), 0.5, (0, 0), (13, 5), 10.0, True),
@@ -325,7 +353,7 @@ def test_warp_against_a_loop(whole, monkeypatch):
         sizes.append((h, w))
     scale, crop, pad, degrees, flip = (torch.tensor(v) for v in list(zip(*rows, strict=True))[1:])
     scale, degrees = scale.double(), degrees.double()
-    got, _ = augment.warp(frames, scale, crop, pad, degrees, flip, size=24,
+    got, _ = warp(frames, scale, crop, pad, degrees, flip, size=24,
                           sizes=torch.tensor(sizes))
     for i, ((h, w), *row) in enumerate(rows):
         frame = frames[i, :, :h, :w].permute(1, 2, 0).double().numpy()
@@ -335,21 +363,19 @@ def test_warp_against_a_loop(whole, monkeypatch):
         assert error.max() <= 0.5 + (0.3 if whole else 0.02), i
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_normalize_and_dropout_closed_forms(whole, monkeypatch):
-    if whole:
-        monkeypatch.setattr(augment, "_whole", lambda device: True)
+def test_normalize_and_dropout_closed_forms():
     x = noise(3, 3, 16, 17)
     mean, std = torch.tensor(augment.IMAGENET_MEAN), torch.tensor(augment.IMAGENET_STD)
     wanted = (x.double() - 255 * mean.double().view(3, 1, 1)) / (255 * std.double().view(3, 1, 1))
     # two float32 roundings of values up to 4.4 and of the factor: 3 * 2^-24 * 4.4
     assert (augment.normalize(x, mean, std) - wanted).abs().max() < 1e-6
     corners = torch.tensor([[[0, 0], [0, 0]], [[8, 9], [3, 2]], [[4, 5], [5, 6]]])
-    wanted = x.clone()
-    for i, holes in enumerate(corners.tolist()):
-        for top, left in holes:
-            wanted[i, :, top : top + 8, left : left + 8] = 0
-    assert torch.equal(augment.coarse_dropout(x, corners), wanted)
+    for holes in ([2, 2, 2], [1, 2, 1], [2, 1, 1]):
+        wanted = x.clone()
+        for i, squares in enumerate(corners.tolist()):
+            for top, left in squares[: holes[i]]:
+                wanted[i, :, top : top + 8, left : left + 8] = 0
+        assert torch.equal(augment.coarse_dropout(x, corners, torch.tensor(holes)), wanted)
 
 
 def test_median_and_sharpen_by_brute_force():
@@ -365,7 +391,7 @@ def test_median_and_sharpen_by_brute_force():
 
 def one_op_after_the_other(frames, d, size):
     """(B, 3, size, size) uint8: the ops in the report's order, each sample for itself."""
-    x, _ = augment.warp(
+    x, _ = warp(
         frames, *(v[:, 0] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)), size
     )
     rows = []
@@ -381,7 +407,7 @@ def one_op_after_the_other(frames, d, size):
         if d.sharpen[i]:
             one = augment.sharpen(one, d.edge[row])
         if d.holes[i]:
-            one = augment.coarse_dropout(one, d.corners[row, : d.holes[i]])
+            one = augment.coarse_dropout(one, d.corners[row], d.holes[row])
         rows.append(one)
     return torch.cat(rows)
 
@@ -442,12 +468,12 @@ def test_ops_against_albumentations(library, seed, shape):
         "motion": (augment.motion_blur(x, kernel[None]),
                    library.MotionBlur().apply(image, kernel.numpy())),
         "median": (augment.median_blur(x), library.MedianBlur().apply(image, 3)),
-        "vflip": (augment.STAGES["vflip"](x), library.VerticalFlip().apply(image)),
-        "transpose": (augment.STAGES["transpose"](x), library.Transpose().apply(image)),
+        "vflip": (augment.flip_vertically(x), library.VerticalFlip().apply(image)),
+        "transpose": (augment.transpose(x), library.Transpose().apply(image)),
     }
     if min(shape) >= augment.HOLE:
         corners = torch.from_numpy(u.integers(0, np.array(shape) - 7, (u.integers(1, 6), 2)))
-        pairs["dropout"] = (augment.coarse_dropout(x, corners[None]),
+        pairs["dropout"] = (augment.coarse_dropout(x, corners[None], torch.tensor([len(corners)])),
                             library_dropout(library, image, corners))
     for name, (got, wanted) in pairs.items():
         assert torch.equal(got, planes(wanted)), name
@@ -486,7 +512,7 @@ def test_drawn_chain_against_albumentations(library, seed):
     frames[:, 1] &= 254  # no greys
     d = draw(batch, generator(seed, 2, 3), torch.full((batch, 2), 320),
              without=("scale", "crop", "rotate"), extra=("vflip", "transpose"))
-    images, _ = ReportAugment(exact=True).apply(frames, d)
+    images, _ = ReportAugment().apply(frames, d)
     for i, got in enumerate(levels_of(images)):
         x = frames[i].permute(1, 2, 0).contiguous().numpy()
         x = library.HorizontalFlip().apply(x) if d.flip[i, 0] else x
@@ -618,14 +644,13 @@ def test_whole_batches_agree_with_single_samples(monkeypatch):
     maps[:, 20:50, 30:60], maps[:, 100:140, 120:130] = 4, 40
     labels = augment.visible(maps, 43)
     sizes = torch.tensor([[160, 200], [150, 180], [100, 200]]).repeat(8, 1)
-    for options in ({"empty": "redraw"}, {"exact": True, "extra": augment.EXTRA}):
+    for options in ({"empty": "redraw"}, {"extra": augment.EXTRA}):
         transform = ReportAugment(96, **options)
         single = transform(frames, generator(0, 0, 1), labels, maps, sizes)
         with monkeypatch.context() as patch:
-            patch.setattr(augment, "_whole", lambda device: True)
-            patch.setattr(augment, "CHUNK_BYTES", 5 * 12 * 160 * 200)  # several chunks
+            patch.setattr(augment, "at_once", lambda *of: (5, together(*of)[1]))  # five, and four
             whole = transform(frames, generator(0, 0, 1), labels, maps, sizes)
-            patch.setattr(augment, "CHUNK_BYTES", 2**29)
+            patch.setattr(augment, "at_once", together)
             at_once = transform(frames, generator(0, 0, 1), labels, maps, sizes)
             height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
             inside = (torch.arange(160)[:, None] < height) & (torch.arange(200) < width)
@@ -640,40 +665,59 @@ def test_whole_batches_agree_with_single_samples(monkeypatch):
 @pytest.mark.parametrize("make, shape, size", [
     (noise, (32, 8, 8), 32), (smooth, (16, 61, 130), 224), (noise, (16, 320, 570), 224),
     (smooth, (2, 2000, 1500), 96), (noise, (2, 1500, 2000), 96), (noise, (64, 40, 30), 24)])
-@pytest.mark.parametrize("exact", [False, True])
-def test_whole_batches_agree_at_any_size(make, shape, size, exact, monkeypatch):
+def test_whole_batches_agree_at_any_size(make, shape, size, monkeypatch):
     batch, *sides = shape
     frames, maps = make(batch, 3, *sides, seed=1), noise(batch, *sides) % 60
     maps[:, sides[0] // 4 :] = 255
-    labels, transform = torch.zeros(batch, 43), ReportAugment(size, exact=exact, empty="redraw")
+    labels, transform = torch.zeros(batch, 43), ReportAugment(size, empty="redraw")
     u = torch.rand(batch, 2, generator=generator(0, 0, 0))
     for sizes in (None, (torch.tensor(sides) * (1 + u) / 2).ceil().long()):
         single = transform(frames, generator(7, 0, 0), labels, maps, sizes)
         with monkeypatch.context() as patch:
-            patch.setattr(augment, "_whole", lambda device: True)
+            patch.setattr(augment, "at_once", together)
             whole = transform(frames, generator(7, 0, 0), labels, maps, sizes)
         assert (difference(levels_of(single[0]), levels_of(whole[0])) <= 1).float().mean() >= 0.999
         assert torch.equal(single[1], whole[1])
 
 
-@pytest.mark.parametrize("name", augment.STAGES)
-def test_ops_do_not_change_a_bit_in_whole_batches(name, monkeypatch):
+def test_an_accelerator_works_on_as_many_frames_as_fit():
+    sizes = torch.tensor([[7, 5]]).expand(1024, 2)
+    for height, width in ((320, 570), (2000, 2000), (20_000, 10_000)):
+        frames = torch.empty(1024, 3, height, width, dtype=torch.uint8, device="meta")
+        samples, cuts = augment.at_once(frames, sizes, 224)
+        assert cuts.tolist() == [[height, width]] * 1024
+        one = 4 * 3 * height * width + 8 * 224**2 * 5 * 16  # float32; float64 pairs of eight maps
+        assert samples * one <= 2**30 < (samples + 1) * one or samples == 1
+
+
+OPERATIONS = {  # fields of Draws that it takes
+    "flip_vertically": (), "transpose": (),
+    "gamma": ("gamma",), "brightness_contrast": ("contrast",), "hue_saturation_value": ("shift",),
+    "gaussian_blur": (), "motion_blur": ("motion",), "median_blur": (),
+    "sharpen": ("edge",), "coarse_dropout": ("corners", "holes"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_ops_do_not_change_a_bit_in_whole_batches(name):
     x, batch = torch.cat([noise(6, 3, 33, 33), smooth(6, 3, 33, 33)]), 12
     d = draw(batch, generator(2, 0, 0), torch.full((batch, 2), 33), 33, extra=augment.EXTRA)
-    parameters = {
-        "tone": [augment.gamma_table(d.gamma)], "hsv": [d.shift], "motion": [d.motion],
-        "sharpen": [d.edge], "dropout": [d.corners]}.get(name, [])
-    single = [augment.STAGES[name](x[i : i + 1], *(p[i : i + 1] for p in parameters))
-              for i in range(batch)]
-    monkeypatch.setattr(augment, "_whole", lambda device: True)
-    assert torch.equal(augment.STAGES[name](x, *parameters), torch.cat(single))
+    op, parameters = getattr(augment, name), [getattr(d, field) for field in OPERATIONS[name]]
+    single = [op(x[i : i + 1], *(p[i : i + 1] for p in parameters)) for i in range(batch)]
+    assert torch.equal(op(x, *parameters), torch.cat(single))
+    rows = torch.arange(batch)
+    for chosen in (rows % 3 == 0, rows < 0, rows >= 0):
+        wanted = [single[i] if chosen[i] else x[i : i + 1] for i in rows]
+        before = x.clone()
+        assert torch.equal(augment.on_rows(x, chosen, op, *parameters), torch.cat(wanted))
+        assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_padding_does_not_move_a_bit(whole, monkeypatch):
     """Values at ties, where any weight on the padding would tip the rounding."""
     if whole:
-        monkeypatch.setattr(augment, "_whole", lambda device: True)
+        monkeypatch.setattr(augment, "at_once", together)
     wide = torch.tensor([(16, n) for n in range(1005, 2000, 23)])
     zero = torch.zeros(len(wide))
     for sizes in (wide, wide.flip(1)):
@@ -684,7 +728,7 @@ def test_padding_does_not_move_a_bit(whole, monkeypatch):
         crop = (2 * sizes - 64).clamp(min=0)  # the far end
         for flip in (zero, zero + 1):
             shown = crop if flip[0] == 0 else 0 * crop
-            dark, bright = (augment.warp(
+            dark, bright = (warp(
                 torch.where(inside, x, level).to(torch.uint8)[:, None].expand(-1, 3, -1, -1),
                 zero + 2, shown, 0 * crop, zero, flip, 64, sizes=sizes)[0] for level in (0, 255))
             assert torch.equal(dark, bright)
@@ -797,7 +841,7 @@ def test_any_batch_and_frame_size(shape):
     first = type(d)(*(v[:40] for v in d))
     assert torch.equal(levels_of(images[:40]), one_op_after_the_other(frames[:40], first, 32))
     geometry = [v[:, 0] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)]
-    warped, shown = augment.warp(frames, *geometry, 32, label_maps=maps)
+    warped, shown = warp(frames, *geometry, 32, label_maps=maps)
     wanted = [[c in row for c in range(43)] for row in (set(m.flatten().tolist()) for m in shown)]
     assert torch.equal(labels, torch.tensor(wanted).float())
     for i in range(min(batch, 2)):
@@ -806,23 +850,6 @@ def test_any_batch_and_frame_size(shape):
         error = np.abs(warped[i].permute(1, 2, 0).numpy() - reference_warp(frame, *row, 32))
         # half a level of rounding; float32 coordinates are off by 2^-24 of them, times 255 levels
         assert error.max() <= 0.52 + max(height, width) * 2**-24 * 255
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 61), (2, 9, 500)])
-def test_two_interpolations_of_any_frame(shape):
-    batch, height, width = shape
-    frames, sizes = noise(*(batch, 3, height, width)), torch.tensor([[height, width]])
-    d = draw(batch, generator(0, 0, 0), sizes.expand(batch, 2), 48)
-    d = d._replace(degrees=d.degrees + 3, tone=0 * d.tone, blur=0 * d.blur, holes=0 * d.holes)
-    images, _ = ReportAugment(48, exact=True).apply(frames, d)
-    scale, crop, pad, degrees, flip = (
-        v[:, 0] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)
-    )
-    straight, _ = augment.warp(frames, scale, crop, pad, 0 * degrees, flip, 48)
-    turned, _ = augment.warp(
-        straight, torch.ones(batch), 0 * crop, 0 * pad, degrees, torch.zeros(batch), 48
-    )
-    assert torch.equal(levels_of(images), turned)
 
 
 @pytest.mark.slow
@@ -873,7 +900,7 @@ def test_extreme_draws():
     images, _ = ReportAugment(32).apply(frames, d)
     got = levels_of(images)
     geometry = [v[:, 0] for v in (d.scale, d.crop, d.pad, d.degrees, d.flip)]
-    warped, _ = augment.warp(frames, *geometry, 32)
+    warped, _ = warp(frames, *geometry, 32)
     for i in range(6):
         row = [v[i].tolist() for v in geometry]
         frame = frames[i].permute(1, 2, 0).double().numpy()
@@ -984,22 +1011,18 @@ def test_letterbox_and_bicubic_against_pillow():
 # --------------------------------------------------------------------------- preview and script
 
 
-def test_preview_shows_every_op_with_labels(tmp_path):
-    frames, maps = smooth(2, 3, 80, 100), torch.full((2, 80, 100), 255, dtype=torch.uint8)
-    maps[:, 30:60, 30:60] = 1
-    labels = augment.visible(maps, 3)
+def test_preview_shows_every_op(tmp_path):
+    frames, sizes = smooth(2, 3, 80, 100), torch.tensor([[80, 100], [80, 100]])
     transform = ReportAugment(64, without=("hsv",), extra=("vflip",))
-    augment.preview(tmp_path / "grid.png", frames, transform, labels, maps,
-                    class_names=["a", "bird-flying", "c"], draws=2)
+    augment.preview(tmp_path / "grid.png", frames, sizes, transform, draws=2)
     sheet = np.array(Image.open(tmp_path / "grid.png").convert("RGB"))
     rows = 1 + len(augment.OPS) - 1 + 1 + 2
-    height = 68 + 2 * 12 + 8  # a margin of 4, two lines of text: the row's name and one label
+    height = 68 + 12 + 8  # a margin of 4, a line of text
     assert sheet.shape == (rows * height, 2 * 72, 3)
     cells = sheet.reshape(rows, height, -1, 3)
     shown = cells[0, 4:68, 4:68].transpose(2, 0, 1)  # the frame as evaluation sees it
     assert (shown == levels_of(augment.EvalTransform(64)(frames[:1]))[0].numpy()).all()
-    for top in (68, 80):
-        assert ((cells[:, top : top + 12, 4:68] < 128).any((1, 2, 3))).all()  # something is written
+    assert ((cells[:, 68:80, 4:68] < 128).any((1, 2, 3))).all()  # something is written
     assert len({cells[i, 4:68, 4:68].tobytes() for i in range(rows)}) == rows
 
 
@@ -1022,39 +1045,29 @@ def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
         assert wrong[-1] in augment.main(wrong)
 
 
-# ---------------------------------------------------------------------------- compiled, and CUDA
+# -------------------------------------------------------------------------------------- CUDA
 
 
-@pytest.mark.slow
-def test_compiled_agrees():
-    frames, maps = smooth(24, 3, 160, 200), noise(24, 160, 200) % 50
-    labels = torch.zeros(24, 43)
-    compiled = ReportAugment(96, compile=True, extra=augment.EXTRA)
-    for step in range(2):
-        got = compiled(frames, generator(0, 0, step), labels, maps)
-        wanted = ReportAugment(96, extra=augment.EXTRA)(frames, generator(0, 0, step), labels, maps)
-        assert (difference(levels_of(got[0]), levels_of(wanted[0])) <= 1).float().mean() >= 0.999
-        assert torch.equal(got[1], wanted[1])
+def without_values(batch):
+    """Frames, generator, labels and label maps, on the meta device."""
+    frames, maps = (torch.empty(batch, *shape, dtype=torch.uint8, device="meta")
+                    for shape in ((3, 60, 80), (60, 80)))
+    return frames, generator(0, 0, 0), torch.empty(batch, 43, device="meta"), maps
 
 
-@pytest.mark.parametrize("options", [{"empty": "redraw"}, {"exact": True}])
+@pytest.mark.parametrize("options", [{"empty": "redraw"}, {}])
 def test_the_devices_part_never_asks_for_a_value(options):
     """Meta tensors have none: what would synchronise on CUDA is an error on them."""
-    transform = ReportAugment(48, extra=augment.EXTRA, **options)
-
-    def without_values(*args):
-        return augment._pixels(*tree_map_only(torch.Tensor, lambda t: t.to("meta"), args))
-
-    transform.pixels = without_values
-    images, labels = transform(noise(16, 3, 60, 80), generator(0, 0, 0), torch.zeros(16, 43),
-                               noise(16, 60, 80) % 43)
-    assert images.is_meta and images.shape == (16, 3, 48, 48) and labels.shape == (16, 43)
+    images, labels = ReportAugment(48, extra=augment.EXTRA, **options)(*without_values(16))
+    assert images.is_meta and images.shape == (16, 3, 48, 48)
+    assert labels.is_meta and labels.shape == (16, 43)
 
 
 def test_the_devices_part_is_180_kernels_whatever_the_batch():
     """60,000 images/s at batch 64 is 1.07 ms a batch, at some 5 us a launch."""
     views = {"view", "slice", "select", "expand", "permute", "transpose", "unsqueeze", "split",
-             "unbind", "split_with_sizes", "_unsafe_view", "empty", "new_empty", "alias", "detach"}
+             "unbind", "split_with_sizes", "_unsafe_view", "empty", "new_empty", "alias", "detach",
+             "unfold"}
 
     class Launches(TorchDispatchMode):
         def __init__(self):
@@ -1062,29 +1075,25 @@ def test_the_devices_part_is_180_kernels_whatever_the_batch():
             self.ops = []
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.overloadpacket.__name__ not in views:
+            out = func(*args, **(kwargs or {}))
+            name = func.overloadpacket.__name__
+            on_device = any(isinstance(t, torch.Tensor) and t.is_meta for t in tree_leaves(out))
+            copied = name == "_to_copy" and args[0].is_cpu  # beside the kernels
+            if on_device and not copied and name not in views:
                 self.ops.append(func)
-            return func(*args, **(kwargs or {}))
+            return out
 
     counts = []
     for batch in (64, 256):
-        launches, transform = Launches(), ReportAugment(48)
-
-        def counted(*args, launches=launches):
-            args = tree_map_only(torch.Tensor, lambda t: t.to("meta"), args)
-            augment._pixels(*args)  # what is kept from call to call
-            with launches:
-                return augment._pixels(*args)
-
-        transform.pixels = counted
-        transform(noise(batch, 3, 60, 80), generator(0, 0, 0), torch.zeros(batch, 43),
-                  noise(batch, 60, 80) % 43)
+        arguments = without_values(batch)
+        with Launches() as launches:
+            ReportAugment(48)(*arguments)
         counts.append(len(launches.ops))
     assert counts[0] == counts[1] <= 180
 
 
 @CUDA
-@pytest.mark.parametrize("options", [{}, {"empty": "redraw"}, {"exact": True}])
+@pytest.mark.parametrize("options", [{}, {"empty": "redraw"}])
 def test_cuda_agrees_and_never_synchronises(options):
     frames, maps = smooth(64, 3, 320, 400), torch.full((64, 320, 400), 255, dtype=torch.uint8)
     maps[:, 50:150, 60:160], maps[:, 250:280, 300:340] = 5, 41

@@ -611,7 +611,7 @@ def progress_row(seconds):
 def test_progress_begins_with_what_matters_and_fits_80_columns(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda **_: os.terminal_size((80, 24)))
     progress = train.Progress("epoch 98/100", 1234, torch.device("cpu"), 2.5, "3 epochs")
     progress.restart()
     assert progress.due(0) and not progress.due(1) and progress.due(1233)
