@@ -29,12 +29,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mish_kernel import MishHead
 from weights import FLAVOURS, WEIGHTS, family, input_config, load, open_weights
+
+BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 # ---------------------------------------------------------------------------- what all of them use
 
@@ -65,7 +66,7 @@ class Network(nn.Module):
     def frozen(self, name, module):
         """Whether set_frozen froze one of named_modules()."""
         backbone = name.partition(".")[0] not in ("", "head")
-        bn = isinstance(module, _BatchNorm)  # SyncBatchNorm too
+        bn = isinstance(module, BATCH_NORM)
         return (self.frozen_backbone and backbone) or (self.frozen_bn and bn)
 
     def train(self, mode=True):
@@ -79,15 +80,17 @@ class Network(nn.Module):
 @contextmanager
 def averages_held(block):
     """Meanwhile a block runs a second time, and must not move its BN averages again."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    norms = [m for m in block.modules() if isinstance(m, BATCH_NORM) and m.training]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
     try:
         yield  # ends in an exception of checkpoint's once it has all it needs
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
 
 
 def chain(**modules):
@@ -97,7 +100,9 @@ def chain(**modules):
 
 def initialise(net):
     """He et al. 2015: variance 2 / fan_out, fan_out = k k C_out / groups. BN starts as identity."""
-    for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
+    for conv in net.modules():
+        if not isinstance(conv, nn.Conv2d):
+            continue
         fan_out = conv.weight[:, 0].numel() / conv.groups
         nn.init.normal_(conv.weight, 0, math.sqrt(2 / fan_out))
         if conv.bias is not None:
@@ -105,86 +110,58 @@ def initialise(net):
     return net
 
 
-class Conv1x1(nn.Conv2d):
-    """1x1 convolution; on a CPU, of up to 1024 pixels of a batch, as the matrix product it is.
-
-    There a channels_last map is that matrix, and oneDNN's convolution repacks the weights anew in
-    each direction, which for so few pixels takes as long as the arithmetic.
-    """
-
-    def __init__(self, in_channels, out_channels, stride=1, bias=False):
-        super().__init__(in_channels, out_channels, 1, stride, bias=bias)
-
-    def forward(self, x):  # (B, in, h, w)
-        if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last):
-            z = x.permute(0, 2, 3, 1)[:, :: self.stride[0], :: self.stride[1]]
-            if z.numel() <= 1024 * self.in_channels:  # (B, h/stride, w/stride, in)
-                return F.linear(z, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        return super().forward(x)  # (B, out, h/stride, w/stride)
-
-
-class Conv3x3(nn.Conv2d):
-    """3x3 convolution, padded by 1; on a CPU, to no more pixels of a batch than it has channels, as
-    a matrix product (see Conv1x1): 512 channels of 32 maps of 2x2 take a third of the time."""
-
-    def __init__(self, in_channels, out_channels, stride=1):
-        super().__init__(in_channels, out_channels, 3, stride, 1, bias=False)
-
-    def forward(self, x):  # (B, in, h, w)
-        if x.is_cpu and x.is_contiguous(memory_format=torch.channels_last):
-            s, (h, w) = self.stride[0], ((n - 1) // self.stride[0] + 1 for n in x.shape[2:])
-            if x.shape[0] * h * w <= self.in_channels:
-                z = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-                z = [z[:, i : i + s * h : s, j : j + s * w : s] for i in range(3) for j in range(3)]
-                z = torch.cat(z, 3)  # (B, h/stride, w/stride, 9 in)
-                return F.linear(z, self.weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
-        return super().forward(x)  # (B, out, h/stride, w/stride)
-
-
-class GlobalAverage(torch.autograd.Function):
-    """x.mean((2, 3), keepdim=True), whose gradient is B C numbers, expanded, and not a map."""
-
-    @staticmethod
-    def forward(ctx, x):  # (B, C, h, w)
-        ctx.shape = x.shape
-        return x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return (grad / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape)
-
-
 class SqueezeExcitation(nn.Module):
-    """x * sigmoid(fc2(act(fc1(squeeze(x))))), SE paper eq. 2-4; squeeze "avg", or "max"."""
+    """Scales channels by what the whole map shows: SE paper, eq. 2-4. pool "avg", or "max".
+
+    The two fully connected layers are published as 1x1 convolutions, whose names and shapes stay.
+    """
 
     def __init__(self, channels, squeezed, act, pool):
         super().__init__()
-        maximum = partial(torch.amax, dim=(2, 3), keepdim=True)
-        self.squeeze = GlobalAverage.apply if pool == "avg" else maximum
-        self.fc1 = Conv1x1(channels, squeezed, bias=True)
+        self.squeeze = torch.mean if pool == "avg" else torch.amax
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
         self.act = act
-        self.fc2 = Conv1x1(squeezed, channels, bias=True)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x):  # (B, C, h, w)
-        s = self.squeeze(x)  # (B, C, 1, 1)
-        return x * self.fc2(self.act(self.fc1(s))).sigmoid()
+        z = self.squeeze(x, (2, 3))  # (B, C)  eq. 2
+        hidden = F.linear(z, self.fc1.weight.flatten(1), self.fc1.bias)  # (B, squeezed)
+        hidden = self.act(hidden)
+        scale = F.linear(hidden, self.fc2.weight.flatten(1), self.fc2.bias)  # (B, C)
+        scale = scale.sigmoid()  # eq. 3
+        return x * scale[:, :, None, None]  # (B, C, h, w)  eq. 4
+
+
+def same_padding(length, kernel, stride):
+    """Pixels before and after a map of that length, so that ceil(length / stride) come out."""
+    total = max((math.ceil(length / stride) - 1) * stride + kernel - length, 0)
+    return total // 2, total - total // 2
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's SAME padding: ceil(n / s) outputs, an odd pixel of padding goes at the end.
+    """TensorFlow's SAME padding: it depends on the map, and an odd pixel of it goes at the end.
 
-    For input n, kernel k, stride s it pads max((ceil(n / s) - 1) s + k - n, 0), half of it before.
-    At stride 2 an odd n makes this k // 2 on both sides, so symmetric padding is right only there.
+    At stride 2 it is kernel // 2 on both sides if the length is odd, so symmetric padding is right
+    only there.
     """
 
-    def forward(self, x):
-        (h, w), (kh, kw), (sh, sw) = x.shape[2:], self.kernel_size, self.stride
-        y = max((-(-h // sh) - 1) * sh + kh - h, 0)  # rows of padding, above and below together
-        z = max((-(-w // sw) - 1) * sw + kw - w, 0)
-        before = y // 2, z // 2
-        if y % 2 or z % 2:
-            x, before = F.pad(x, (z // 2, z - z // 2, y // 2, y - y // 2)), 0
-        return F.conv2d(x, self.weight, self.bias, self.stride, before, 1, self.groups)
+    def forward(self, x):  # (B, in, h, w)
+        top, bottom = same_padding(x.shape[2], self.kernel_size[0], self.stride[0])
+        left, right = same_padding(x.shape[3], self.kernel_size[1], self.stride[1])
+        padding = (top, left)
+        if top != bottom or left != right:
+            x = F.pad(x, (left, right, top, bottom))
+            padding = 0
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
+
+
+TINY = (  # channels, stride, whether a 2x2 max-pool follows
+    (24, 2, True),
+    (48, 1, True),
+    (96, 1, False),
+    (112, 1, True),
+    (96, 1, False),
+)
 
 
 class Tiny(Network):
@@ -197,12 +174,17 @@ class Tiny(Network):
 
     def __init__(self):
         super().__init__()
-        self.blocks, c = nn.ModuleList(), 3
-        for width, stride, pool in ((24, 2, 2), (48, 1, 2), (96, 1, 1), (112, 1, 2), (96, 1, 1)):
-            conv = nn.Conv2d(c, width, 3, stride, 1, bias=False)
-            bn, act, c = nn.BatchNorm2d(width), nn.ReLU(True), width
-            pool = nn.MaxPool2d(2) if pool == 2 else nn.Identity()
-            self.blocks.append(chain(conv=conv, bn=bn, act=act, pool=pool))
+        self.blocks = nn.ModuleList()
+        channels = 3
+        for width, stride, pool in TINY:
+            block = chain(
+                conv=nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+                bn=nn.BatchNorm2d(width),
+                act=nn.ReLU(inplace=True),
+                pool=nn.MaxPool2d(2) if pool else nn.Identity(),
+            )
+            self.blocks.append(block)
+            channels = width
 
     def feature_map(self, x):  # (B, 3, H, W)
         for block in self.blocks:
@@ -220,7 +202,7 @@ def shortcut(in_channels, out_channels, stride):
     """None, the identity; or where the shape changes 1x1 convolution and BN, option B of ResNet."""
     if stride == 1 and in_channels == out_channels:
         return None
-    conv = Conv1x1(in_channels, out_channels, stride)
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
@@ -231,9 +213,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels, planes, stride):
         super().__init__()
-        self.conv1 = Conv3x3(in_channels, planes, stride)
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = Conv3x3(planes, planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.downsample = shortcut(in_channels, planes, stride)
 
@@ -254,11 +236,13 @@ class SEResNeXtBottleneck(nn.Module):
         super().__init__()
         width = planes * self.base_width // 64 * self.cardinality  # 128, 256, 512, 1024
         out = planes * self.expansion  # 256, 512, 1024, 2048
-        self.conv1 = Conv1x1(in_channels, width)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, groups=self.cardinality, bias=False)
+        self.conv2 = nn.Conv2d(
+            width, width, 3, stride, padding=1, groups=self.cardinality, bias=False
+        )
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = Conv1x1(width, out)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
         self.se = SqueezeExcitation(out, out // self.reduction, nn.ReLU(True), se_pool)
         self.downsample = shortcut(in_channels, out, stride)
@@ -321,22 +305,29 @@ def max_pool_same(x, stride):
 
 
 def relu_conv_bn(in_channels, out_channels, stride=1):
-    conv = Conv1x1(in_channels, out_channels, stride)
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
     return chain(relu=nn.ReLU(), conv=conv, bn=pnas_bn(out_channels))
 
 
 def separable(in_channels, out_channels, kernel, stride=1):
     """The paper's k x k separable convolution: twice ReLU, depthwise, pointwise, BN."""
 
-    def pair(c, stride):
+    def pair(channels, stride):
         conv = SameConv2d if stride == 2 else nn.Conv2d  # at stride 1 SAME is symmetric
-        depthwise = conv(c, c, kernel, stride, kernel // 2, groups=c, bias=False)
-        return chain(depthwise_conv2d=depthwise, pointwise_conv2d=Conv1x1(c, out_channels))
+        shape = channels, channels, kernel, stride, kernel // 2
+        return chain(
+            depthwise_conv2d=conv(*shape, groups=channels, bias=False),
+            pointwise_conv2d=nn.Conv2d(channels, out_channels, 1, bias=False),
+        )
 
     return chain(
-        relu_1=nn.ReLU(), separable_1=pair(in_channels, stride), bn_sep_1=pnas_bn(out_channels),
-        relu_2=nn.ReLU(True), separable_2=pair(out_channels, 1), bn_sep_2=pnas_bn(out_channels),
-    )  # fmt: skip
+        relu_1=nn.ReLU(),
+        separable_1=pair(in_channels, stride),
+        bn_sep_1=pnas_bn(out_channels),
+        relu_2=nn.ReLU(inplace=True),
+        separable_2=pair(out_channels, 1),
+        bn_sep_2=pnas_bn(out_channels),
+    )
 
 
 class FactorizedReduction(nn.Module):
@@ -344,15 +335,18 @@ class FactorizedReduction(nn.Module):
 
     def __init__(self, in_channels, out_channels):
         super().__init__()
-        self.path_1 = chain(conv=Conv1x1(in_channels, out_channels // 2))
-        self.path_2 = chain(conv=Conv1x1(in_channels, out_channels // 2))
+        half = out_channels // 2
+        self.path_1 = chain(conv=nn.Conv2d(in_channels, half, 1, bias=False))
+        self.path_2 = chain(conv=nn.Conv2d(in_channels, half, 1, bias=False))
         self.final_path_bn = pnas_bn(out_channels)
 
     def forward(self, x):  # (B, in, h, w)
         x = F.relu(x)
         even = x[:, :, ::2, ::2]  # (B, in, h/2, w/2), rounded up
-        odd = F.pad(x[:, :, 1::2, 1::2], (0, x.shape[3] % 2, 0, x.shape[2] % 2))  # as even
-        return self.final_path_bn(torch.cat((self.path_1(even), self.path_2(odd)), 1))
+        odd = x[:, :, 1::2, 1::2]  # rounded down
+        odd = F.pad(odd, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        halves = self.path_1(even), self.path_2(odd)
+        return self.final_path_bn(torch.cat(halves, 1))  # (B, out, h/2, w/2)
 
 
 class Cell(nn.Module):
@@ -373,7 +367,8 @@ class Cell(nn.Module):
         self.comb_iter_0_left = separable(left, width, 5, stride)
         self.comb_iter_0_right = nn.Identity()  # after a pool that is `width` wide
         if left != width:
-            self.comb_iter_0_right = chain(conv=Conv1x1(left, width), bn=pnas_bn(width))
+            conv = nn.Conv2d(left, width, 1, bias=False)
+            self.comb_iter_0_right = chain(conv=conv, bn=pnas_bn(width))
         self.comb_iter_1_left = separable(width, width, 7, stride)
         self.comb_iter_2_left = separable(width, width, 5, stride)
         self.comb_iter_2_right = separable(width, width, 3, stride)
@@ -420,8 +415,9 @@ class PNASNet(Network):
 
     def feature_map(self, images):  # (B, 3, H, W)
         prev = cur = self.conv_0(images)
-        for cell in (m for m in self.children() if isinstance(m, Cell)):
-            prev, cur = cur, self.run(cell, prev, cur)
+        for cell in self.children():
+            if isinstance(cell, Cell):
+                prev, cur = cur, self.run(cell, prev, cur)
         return F.relu(cur)  # (B, 4320, H/32, W/32)
 
 
@@ -465,21 +461,49 @@ def round_channels(channels, width):
     return rounded + 8 if rounded < 0.9 * channels * width else rounded
 
 
+class ConvBNAct(nn.Sequential):
+    """Convolution without bias, batch norm, activation.
+
+    act           a class of activations
+    same_padding  TensorFlow's, computed from the map at hand, where it differs: at stride 2
+    """
+
+    def __init__(
+        self, in_channels, out_channels, kernel, stride=1, groups=1, act=nn.Identity,
+        same_padding=False,
+    ):  # fmt: skip
+        conv = SameConv2d if same_padding and stride == 2 else nn.Conv2d
+        shape = in_channels, out_channels, kernel, stride, kernel // 2
+        conv = conv(*shape, groups=groups, bias=False)
+        bn = nn.BatchNorm2d(out_channels)
+        super().__init__(OrderedDict(conv=conv, bn=bn, act=act(inplace=True)))
+
+
 class MBConv(nn.Module):
     """1x1 expand, depthwise, SE, 1x1 project; added to its input where the shapes agree.
 
-    layer, se     make conv-BN-act and SE; se None: without
+    se_pool       as in SqueezeExcitation; None: there is no SE
     drop_connect  probability that a sample skips the block in training; others are / (1 - it)
     """
 
-    def __init__(self, layer, se, in_channels, out, kernel, stride, expansion, drop_connect):
+    def __init__(
+        self, in_channels, out_channels, kernel, stride, expansion, act, same_padding, se_pool,
+        drop_connect,
+    ):  # fmt: skip
         super().__init__()
         mid = in_channels * expansion
-        self.expand = layer(in_channels, mid, 1) if expansion > 1 else None
-        self.dw = layer(mid, mid, kernel, stride, groups=mid)
-        self.se = se(mid, in_channels // 4) if se else None  # a quarter of the input, not of mid
-        self.project = layer(mid, out, 1, act=nn.Identity)
-        self.residual = stride == 1 and in_channels == out
+        self.expand = ConvBNAct(in_channels, mid, 1, act=act) if expansion > 1 else None
+        self.dw = ConvBNAct(
+            mid, mid, kernel, stride, groups=mid, act=act, same_padding=same_padding
+        )
+
+        # SE squeezes to a quarter of the block's input, not of mid.
+        self.se = None
+        if se_pool:
+            self.se = SqueezeExcitation(mid, in_channels // 4, act(inplace=True), se_pool)
+
+        self.project = ConvBNAct(mid, out_channels, 1)
+        self.residual = stride == 1 and in_channels == out_channels
         self.drop_connect = drop_connect
 
     def forward(self, x):  # (B, in, h, w)
@@ -489,9 +513,11 @@ class MBConv(nn.Module):
         y = self.project(y)  # (B, out, h/stride, w/stride)
         if not self.residual:
             return y
+
         if self.training and self.drop_connect:
             keep = 1 - self.drop_connect
-            y = y * y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+            kept = y.new_empty(len(y), 1, 1, 1).bernoulli_(keep)
+            y = y * kept.div_(keep)
         return y.add_(x)
 
 
@@ -502,39 +528,45 @@ class EfficientNet(Network):
         super().__init__()
         width, depth, _ = COEFFICIENTS[arch]
         lite = arch == "efficientnet_lite0"
-        activation = nn.ReLU6 if lite else nn.SiLU
-        # momentum does not touch loaded weights: .1 for tf is timm's choice, TensorFlow had .01
-        eps, momentum = (1e-3, 0.1) if flavour == "tf" else (1e-5, 0.1)
-        if flavour == "torchvision" and depth > 2:  # B5, B6, B7
-            eps, momentum = 1e-3, 0.01
+        act = nn.ReLU6 if lite else nn.SiLU
+        same_padding = flavour == "tf"
 
-        def layer(in_channels, out, kernel, stride=1, groups=1, act=activation):
-            if kernel == 1:
-                conv = Conv1x1(in_channels, out)
-            else:
-                conv = SameConv2d if flavour == "tf" and stride == 2 else nn.Conv2d
-                shape = in_channels, out, kernel, stride, kernel // 2
-                conv = conv(*shape, groups=groups, bias=False)
-            act = act(inplace=True)
-            return chain(conv=conv, bn=nn.BatchNorm2d(out, eps, momentum), act=act)
+        channels = round_channels(32, width)
+        self.stem = ConvBNAct(3, channels, 3, stride=2, act=act, same_padding=same_padding)
 
-        def squeeze(channels, squeezed):
-            return SqueezeExcitation(channels, squeezed, activation(inplace=True), se_pool)
-
-        self.repeats = [math.ceil(repeats * depth) for _, repeats, *_ in STAGES]
-        self.stem = layer(3, round_channels(32, width), 3, 2)
         self.stages = nn.ModuleList()
-        channels, index, blocks = round_channels(32, width), 0, sum(self.repeats)
-        for (out, _, kernel, stride, expansion), n in zip(STAGES, self.repeats, strict=True):
-            out, stage = round_channels(out, width), nn.Sequential()
-            for i in range(n):
-                shape = channels, out, kernel, 1 if i else stride, expansion
-                drop = drop_connect * index / blocks  # 0 at the first block, rising linearly
-                stage.append(MBConv(layer, None if lite else squeeze, *shape, drop))
-                channels, index = out, index + 1
+        self.repeats = [math.ceil(stage[1] * depth) for stage in STAGES]
+        index = 0
+        for (out, _, kernel, stride, expansion), repeats in zip(STAGES, self.repeats, strict=True):
+            stage = nn.Sequential()
+            for i in range(repeats):
+                drop = drop_connect * index / sum(self.repeats)  # rises linearly, from 0
+                block = MBConv(
+                    in_channels=channels,
+                    out_channels=round_channels(out, width),
+                    kernel=kernel,
+                    stride=stride if i == 0 else 1,
+                    expansion=expansion,
+                    act=act,
+                    same_padding=same_padding,
+                    se_pool=None if lite else se_pool,
+                    drop_connect=drop,
+                )
+                stage.append(block)
+                channels = round_channels(out, width)
+                index += 1
             self.stages.append(stage)
+
         self.num_features = round_channels(1280, width)
-        self.top = layer(channels, self.num_features, 1)
+        self.top = ConvBNAct(channels, self.num_features, 1, act=act)
+
+        # Momentum does not touch loaded weights: 0.1 for tf is timm's choice, TensorFlow had 0.01.
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and flavour == "tf":
+                module.eps = 1e-3
+            elif isinstance(module, nn.BatchNorm2d) and depth > 2:  # B5, B6, B7
+                module.eps = 1e-3
+                module.momentum = 0.01
 
     def feature_map(self, x):  # (B, 3, H, W)
         x = self.stem(x)  # (B, 32 width, H/2, W/2); stages: /2, /4, /8, /16, /16, /32, /32
@@ -623,7 +655,9 @@ def class_activation(net, images, c):
         maps = net.feature_map(images)  # (B, F, h, w)
     logits = net.head(net.pool(maps.requires_grad_()))  # (B, C)
     (gradient,) = torch.autograd.grad(logits[:, c].sum(), maps)
-    heat = (gradient.mean((2, 3), keepdim=True) * maps.detach()).sum(1, keepdim=True).relu()
+
+    alpha = gradient.mean((2, 3), keepdim=True)  # (B, F, 1, 1)  eq. 1
+    heat = (alpha * maps.detach()).sum(1, keepdim=True).relu()  # (B, 1, h, w)  eq. 2
     return heat / heat.amax((2, 3), keepdim=True).clamp(min=1e-9)
 
 
@@ -634,7 +668,8 @@ def set_prior_bias(net, frequency):
     frequency  (C,) in [0, 1], clipped to [1e-4, 1 - 1e-4], so that biases are within 9.3 of 0
     """
     last = net.head[-1] if isinstance(net.head, nn.Sequential) else net.head
-    last.bias.copy_(torch.as_tensor(frequency, dtype=torch.float64).logit(eps=1e-4))
+    frequency = torch.as_tensor(frequency, dtype=torch.float64)
+    last.bias.copy_(frequency.logit(eps=1e-4))
 
 
 def set_frozen(net, backbone=False, bn=False):
@@ -649,9 +684,13 @@ def set_frozen(net, backbone=False, bn=False):
 def parameter_groups(net, lr, head_lr=None, weight_decay=0.0):
     """For an optimizer: backbone at lr, head at head_lr (None: lr); all of both is decayed."""
     backbone = [p for name, p in net.named_parameters() if not name.startswith("head.")]
-    head = {"params": list(net.head.parameters()), "lr": lr if head_lr is None else head_lr}
-    groups = {"name": "backbone", "params": backbone, "lr": lr}, {"name": "head", **head}
-    return [{**group, "weight_decay": weight_decay} for group in groups]
+    head = list(net.head.parameters())
+    if head_lr is None:
+        head_lr = lr
+    return [
+        {"name": "backbone", "params": backbone, "lr": lr, "weight_decay": weight_decay},
+        {"name": "head", "params": head, "lr": head_lr, "weight_decay": weight_decay},
+    ]
 
 
 def main():
@@ -665,10 +704,17 @@ def main():
         parameters = sum(p.numel() for p in net.parameters())
         at_224, at_own = multiply_adds(net, 224), multiply_adds(net, own)
 
-        tags = ", ".join(f"{t} {r.top1:.1f}" for (a, t), r in WEIGHTS.items() if a == arch)
-        tags = tags.replace("nan", "(not published)")
+        tags = [f"{tag} {record.top1:.1f}" for (a, tag), record in WEIGHTS.items() if a == arch]
+        tags = ", ".join(tags).replace("nan", "(not published)")
         print(f"{arch:<19}{parameters:>11,}{net.num_features:>9}{at_224:>8.3f}"
               f"{f'{at_own:.3f} @ {own}':>14}  {tags}")  # fmt: skip
+
+    print("\nEfficientNet's width, depth and resolution, as published and by eq. 3\n")
+    for phi in range(8):
+        width, depth, resolution = COEFFICIENTS[f"efficientnet_b{phi}"]
+        published = f"{width:.1f}  {depth:.1f}  {resolution}"
+        width, depth, resolution = compound_scaling(phi)
+        print(f"b{phi}   {published}   {width:.2f}  {depth:.2f}  {resolution:.0f}")
 
 
 def multiply_adds(net, size) -> float:
