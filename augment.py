@@ -609,7 +609,7 @@ def check_names(option, names, choices):
         raise ValueError(f"{option}={' '.join(unknown)}: choose from {' '.join(choices)}")
 
 
-def at_once(frames, sizes, size):
+def at_once(frames, sizes, size, tries):
     """How many samples are worked on together, and (B, 2) sizes that the frames are cut to.
 
     A CPU works on one sample at a time, which stays in its cache, cut to its true size. An
@@ -618,7 +618,7 @@ def at_once(frames, sizes, size):
     if frames.is_cpu:
         return 1, sizes
     height, width = frames.shape[2:]
-    samples = CHUNK_BYTES // (12 * height * width + 80 * TRIES * size * size)
+    samples = CHUNK_BYTES // (12 * height * width + 80 * tries * size * size)
     return max(1, samples), torch.tensor([height, width]).expand_as(sizes)
 
 
@@ -684,7 +684,7 @@ class ReportAugment:
         recount = self.labels == "visible" and labels is not None and label_maps is not None
         read = recount or self.tries > 1
 
-        samples, cuts = at_once(frames, sizes, self.size)
+        samples, cuts = at_once(frames, sizes, self.size, self.tries)
         plan = make_plan(draws, sizes, cuts, self.size, self.tries)
         images = torch.empty(len(frames), 3, self.size, self.size, device=frames.device)
         maps = []
