@@ -782,7 +782,7 @@ class EvalTransform:
                 antialias=self.interpolation == "bicubic",
             )
             images[i, :, top : top + h, left : left + w] = resized[0].clamp_(0, 255)
-        return normalize(images, self.mean, self.std)
+        return normalize(images, self.mean, self.std, out=images)
 
 
 # ------------------------------------------------------------------------------------- preview
@@ -812,8 +812,7 @@ def preview(path, frames, sizes, transform, seed=0, draws=4):
     levels = (images * 255).round().clamp(0, 255).to(torch.uint8)
     captions = [[(name, "black")] for name in rows for _ in frames]
     tiles = levels.permute(0, 2, 3, 1).numpy()
-    cell = (size + 8, size + 4)
-    pictures.write_page(path, tiles, captions, columns=len(frames), cell=cell)
+    pictures.write_page(path, tiles, captions, columns=len(frames), cell=(size + 8, size + 4))
 
 
 def main(argv=None):

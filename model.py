@@ -538,12 +538,13 @@ class EfficientNet(Network):
         self.repeats = [math.ceil(stage[1] * depth) for stage in STAGES]
         index = 0
         for (out, _, kernel, stride, expansion), repeats in zip(STAGES, self.repeats, strict=True):
+            out_channels = round_channels(out, width)
             stage = nn.Sequential()
             for i in range(repeats):
                 drop = drop_connect * index / sum(self.repeats)  # rises linearly, from 0
                 block = MBConv(
                     in_channels=channels,
-                    out_channels=round_channels(out, width),
+                    out_channels=out_channels,
                     kernel=kernel,
                     stride=stride if i == 0 else 1,
                     expansion=expansion,
@@ -553,7 +554,7 @@ class EfficientNet(Network):
                     drop_connect=drop,
                 )
                 stage.append(block)
-                channels = round_channels(out, width)
+                channels = out_channels
                 index += 1
             self.stages.append(stage)
 
