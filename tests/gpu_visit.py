@@ -48,17 +48,17 @@ if importlib.util.find_spec("xdist"):
     TESTS += ["-n", str(min(8, os.cpu_count()))]
 
 PARTS = {  # name -> limit in seconds, arguments of Python; ROWS is the path of rows.csv
-    "smoke": (60, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.smoke)"]),
-    "fused": (45, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.fused)", "ROWS"]),
-    "tests": (70, [*TESTS, "tests/test_mish_kernel.py"]),
-    "compile": (55, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.compiled)", "ROWS"]),
-    "tiles": (45, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.tiles)"]),
-    "other-tests": (55, [*TESTS, "--ignore=tests/test_mish_kernel.py",
-                         "--continue-on-collection-errors", "tests"]),
-    "step": (60, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.training_step)"]),
-    "model": (40, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.networks)"]),
+    "smoke": (120, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.smoke)"]),
+    "fused": (75, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.fused)", "ROWS"]),
+    "compile": (45, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.compiled)", "ROWS"]),
+    "tests": (120, [*TESTS, "--continue-on-collection-errors", "tests"]),
+    "step": (90, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.training_step)", "seresnext101"]),
+    "step-b7": (90, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.training_step)",
+                     "efficientnet_b7"]),
     "max-autotune": (60, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.autotuned)", "ROWS"]),
     "augment": (30, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.augmentation)"]),
+    "tiles": (45, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.tiles)"]),
+    "model": (60, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.networks)"]),
 }  # fmt: skip
 
 # Which lines of a part's output the table has; of another part, the rows that could not be timed.
@@ -66,8 +66,8 @@ SHOWN = {
     "smoke": r"^ *[\d.]+ s  (?!.* begins$)",
     "tests": r" (passed|skipped|failed|errors?)\b.* in ",
     "tiles": r"^fwd",
-    "other-tests": r" (passed|skipped|failed|errors?)\b.* in ",
     "step": r"^(train\.py|plain timm) ",
+    "step-b7": r"^(train\.py|plain timm) ",
     "model": r" ms a step ",
     "augment": r"^batch ",
 }
@@ -248,13 +248,15 @@ def smoke():
 
 
 def fused():
-    for shapes in (mk.MAIN_SHAPES, mk.SHAPES):
-        ops = "head", "mish", "mish_dropout"
-        mk.benchmark(("eager", "fused"), shapes, ops, path=sys.argv[1])
+    """The main shapes in all types, then all shapes in one."""
+    ops = "head", "mish", "mish_dropout"
+    mk.benchmark(("eager", "fused"), mk.MAIN_SHAPES, ops, path=sys.argv[1])
+    mk.benchmark(("eager", "fused"), mk.SHAPES, ops, ("fp16",), path=sys.argv[1])
 
 
 def compiled():
-    mk.benchmark(("eager", "compile"), mk.MAIN_SHAPES, path=sys.argv[1])
+    providers = "eager", "compile"
+    mk.benchmark(providers, mk.MAIN_SHAPES, kinds=("fp16",), path=sys.argv[1])
 
 
 def autotuned():
@@ -309,10 +311,13 @@ def training_step():
 
     from tests import bench_step
 
-    faulthandler.dump_traceback_later(50)  # train.py ends without one if it gets SIGINT
+    faulthandler.dump_traceback_later(80)  # train.py ends without one if it gets SIGINT
     bench_step.ROUNDS = 3
-    flags = "--steps 10 --data demo:768/64 --image-size 224 --augment report --batch-size 64"
-    raise SystemExit(bench_step.main([*flags.split(), "--optimizer", "sgd", "--cache", "device"]))
+    arch = sys.argv[1]
+    batches = {"seresnext101": "64", "efficientnet_b7": "24 --accumulate 3"}[arch]
+    flags = f"--arch {arch} --batch-size {batches} --image-size 224 --augment report"
+    flags += " --optimizer sgd --cache device --steps 10"
+    raise SystemExit(bench_step.main(flags.split()))
 
 
 def networks():
