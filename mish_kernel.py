@@ -26,8 +26,8 @@ input's); fp32 master weights are read, and their gradients written, in fp32:
     z = x w1' + b1      h = keep mish(z)      g = keep mish'(z)      logits = h w2' + b2
     dz = (dlogits w2) g      dw2 = dlogits' h      dw1 = dz' x      dx = dz w1
 
-Small launches are added in a CUDA graph, which draws and counts for itself (two), and by a gradient
-of the logits, where there is no loss (it is padded).
+Small launches are added in a CUDA graph, which draws for itself (one; two of torch.compile's, which
+count for themselves), and by a gradient of the logits, where there is no loss (it is padded).
 
 Elsewhere (CPU, fp32, B > 1024, C > 128, F % 16 not 0, H not 64, 128 or 256) torch multiplies the
 matrices around the elementwise kernel. The elementwise ops differentiate twice, the head once, and
@@ -58,13 +58,14 @@ except ImportError:  # everything runs in torch operations
 INTERPRET = triton is not None and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: CPU kernels
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # of the kernels
 BLOCK = 1024  # elements a program: 8 for each of 128 threads, so that accesses are 16 bytes wide
+DROPOUT_BYTES = 8192  # of x in a program with dropout, whose threads share Philox's keys in them
 MAX_BATCH = 1024  # of the fused head, as are the next two
 MAX_CLASSES = 128
 HIDDEN_SIZES = (64, 128, 256)
 
-# Tiles of the fused head, chosen from compiled code; tests/gpu_visit.py times others on a GPU.
-FORWARD = {  # 64 programs at B = 64, each with 96 KB of loads in flight
-    "BM": 32,  # rows of x in a program
+# Tiles of the fused head, the fastest of those that tests/gpu_visit.py times on an H200.
+FORWARD = {  # 128 programs at B = 64, each with 64 KB of loads in flight
+    "BM": 16,  # rows of x in a program; 32 if there are more than 64
     "BN": 8,  # columns of the hidden layer in a program
     "BK": 512,  # columns of x in a step of its sum over F
     "SPLIT": 8,  # sums a step is split into: in one, each matrix product waits for the one before
@@ -195,7 +196,9 @@ def mish32(x):
     """mish and mish' for fp32 results; the product x log2(e) is carried with its rounding error."""
     lo = tl.maximum(x, -200.0, propagate_nan=tl.PropagateNan.ALL)
     xc = tl.minimum(lo, 20.0, propagate_nan=tl.PropagateNan.ALL)
-    t = xc * 1.4426950216293335  # fp32(log2 e); the rest of log2 e is 1.925963e-8
+    # fp32(log2 e), whose rest is 1.925963e-8. The sum is for the compiler alone: of a mere product
+    # and the 64 below it would make one fma, whose rounding is not the one in error.
+    t = tl.fma(xc, 1.4426950216293335, 1e-30)
     error = tl.fma(xc, 1.4426950216293335, -t)
     error = tl.fma(xc, 1.925963033500116e-08, error)
     tail = t < -100.0  # 2^(t + 64) is not subnormal; s undoes it exactly, at the end
@@ -227,14 +230,27 @@ def philox_key(rng_ptr, seed, offset):
 
 @jit
 def philox_lanes(seed, counter, group):
-    """Eight 16-bit lanes a group, in memory order: (..., G) int64 -> (..., G, 2, 2, 2)."""
-    c0 = counter.to(tl.uint32)
-    c1 = (counter >> 32).to(tl.uint32)
+    """Eight 16-bit lanes a group, in memory order: (..., G) int64 -> (..., G, 2, 2, 2).
+
+    tl.philox takes two instructions for the halves of a product, of which one is slow.
+    """
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
     c2 = group.to(tl.uint32)
     c3 = (group >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
-    even = tl.join(w0, w2)
-    odd = tl.join(w1, w3)
+    c0 = counter.to(tl.uint32) + tl.zeros_like(c2)
+    c1 = (counter >> 32).to(tl.uint32) + tl.zeros_like(c2)
+    for _ in tl.static_range(10):
+        a = c0.to(tl.uint64) * 0xD2511F53
+        b = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (b >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (a >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = b.to(tl.uint32)
+        c3 = a.to(tl.uint32)
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    even = tl.join(c0, c2)
+    odd = tl.join(c1, c3)
     words = tl.join(even, odd)
     return tl.join(words & 0xFFFF, words >> 16)
 
@@ -359,7 +375,6 @@ def head_kernel(x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, target_ptr,
         h = tl.where(keep, h * SCALE, 0.0)
         g = tl.where(keep, g * SCALE, 0.0)
     store2d(h_ptr, h, row, col, B, H)
-    store2d(g_ptr, g, row, col, B, H)
     w2 = w2.to(dtype)
 
     # Each program takes a ticket when its part of h is written. Three things make the last one see
@@ -369,7 +384,9 @@ def head_kernel(x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, target_ptr,
     # cache that all programs share. The ticket goes back to 0 for the next launch.
     tl.debug_barrier()
     programs = tl.num_programs(0) * tl.num_programs(1)
-    if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == programs - 1:
+    ticket = tl.atomic_add(ticket_ptr, 1, sem="acq_rel")
+    store2d(g_ptr, g, row, col, B, H)  # here, since the release would wait for it
+    if ticket == programs - 1:
         tl.store(ticket_ptr, 0)
         loss = 0.0
         for _ in tl.range(STEPS, num_stages=1):
@@ -538,8 +555,7 @@ def masked(out, x, rng, drop):
     return torch.where(keep_mask(x, rng, drop), out * scale, 0.0)
 
 
-@torch.library.custom_op("mish::mish", mutates_args=())
-def mish_op(dy: Tensor | None, x: Tensor, rng: Tensor | None, drop: int) -> Tensor:
+def run_mish(dy: Tensor | None, x: Tensor, rng: Tensor | None, drop: int) -> Tensor:
     """keep mish(x), or with dy: keep dy mish'(x). One launch, or torch operations."""
     x = dense(x, x)
     dy = dy if dy is None else dense(dy, x)
@@ -554,11 +570,12 @@ def mish_op(dy: Tensor | None, x: Tensor, rng: Tensor | None, drop: int) -> Tens
     out = torch.empty_like(x)
     if n == 0:
         return out
-    grid = (math.ceil(n / BLOCK),)
+    block = DROPOUT_BYTES // x.element_size() if drop else BLOCK
+    grid = (math.ceil(n / block),)
     with torch.cuda.device_of(x):
         elementwise_kernel[grid](
             dy, x, out, n, *philox_arguments(rng, x),
-            DROP=drop, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=True)  # fmt: skip
+            DROP=drop, BLOCK=block, num_warps=4, enable_fp_fusion=True)  # fmt: skip
     return out
 
 
@@ -567,11 +584,11 @@ def mish_setup(ctx, inputs, output):
     ctx.save_for_backward(dy, x, rng)
 
 
-def mish_gradient(ctx, grad):
+def mish_gradient(op, ctx, grad):
     """Of keep mish(x): keep grad mish'(x). Of keep dy mish'(x): the same for dy, and for x
     keep grad dy mish''(x), in torch operations."""
     dy, x, rng = ctx.saved_tensors
-    first = mish_op(grad, x, rng, ctx.drop)
+    first = op(grad, x, rng, ctx.drop)
     if dy is None:
         return None, first, None, None
     second = curvature(wide(x)) * wide(dy) * wide(grad)
@@ -579,24 +596,54 @@ def mish_gradient(ctx, grad):
     return first, second.to(x.dtype), None, None
 
 
+# What torch.compile looks up. Its dispatcher takes longer than a launch, so eager calls go past it.
+mish_op = torch.library.custom_op("mish::mish", run_mish, mutates_args=())
 mish_op.register_fake(lambda dy, x, rng, drop: torch.empty_like(x))
-mish_op.register_autograd(mish_gradient, setup_context=mish_setup)
+mish_op.register_autograd(functools.partial(mish_gradient, mish_op), setup_context=mish_setup)
 
+
+class EagerMish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = run_mish(*inputs)
+        mish_setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return mish_gradient(EagerMish.apply, ctx, grad)
+
+
+def differentiable_mish(*inputs):
+    op = mish_op if torch.compiler.is_compiling() else EagerMish.apply
+    return op(*inputs)
+
+
+COUNTERS = {}  # device -> list of counters that no launch has yet
 TICKETS = {}  # (device, stream) -> counter
 
 
 def ticket(x):
     """The head's counter of programs that have ended, int32 (1,): 0 before and after each launch.
 
-    Each stream has its own, as launches of two may overlap. A graph makes and zeroes its own (one
-    small launch more), since it may not keep memory of others, nor others its memory.
+    Launches that may overlap have different ones: each stream its own, each call in a CUDA graph
+    its own, of those that were zeroed before the capture. torch.compile owns the memory of its
+    graphs, and makes and zeroes its own (one small launch more), as does a capture without any.
     """
-    if capturing(x):
+    if torch.compiler.is_compiling():
         return x.new_zeros(1, dtype=torch.int32)
+
+    if capturing(x):
+        spare = COUNTERS.get(x.device)
+        return spare.pop() if spare else x.new_zeros(1, dtype=torch.int32)
+
     stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
     key = x.device, stream
+    spare = COUNTERS.setdefault(x.device, [])
+    if len(spare) < 1000:
+        spare.extend(x.new_zeros(4000, dtype=torch.int32).split(1))
     if key not in TICKETS:
-        TICKETS[key] = x.new_zeros(1, dtype=torch.int32)
+        TICKETS[key] = spare.pop()
     return TICKETS[key]
 
 
@@ -613,10 +660,11 @@ def sizes(x, w2, rows):
     return {"F": F, "H": H, "C": C, "CP": padded(C), "STEPS": steps}
 
 
-def forward_tiles(C, itemsize):
+def forward_tiles(B, C, itemsize):
     """A tile of fp32 is as many bytes. Logits of more than 64 classes fill the registers."""
+    BM = FORWARD["BM"] if B <= 64 else 32
     BK = FORWARD["BK"] * 2 // itemsize
-    return FORWARD | {"BK": BK, "ROWS": 64 if C <= 64 else 32}
+    return FORWARD | {"BM": BM, "BK": BK, "ROWS": 64 if C <= 64 else 32}
 
 
 def backward_tiles(B, C, H, hopper):
@@ -626,8 +674,7 @@ def backward_tiles(B, C, H, hopper):
     return tiles | {"num_stages": stages}
 
 
-@torch.library.custom_op("mish::head", mutates_args=())
-def head_op(
+def run_head(
     x: Tensor,
     w1: Tensor,
     b1: Tensor,
@@ -645,7 +692,7 @@ def head_op(
     outputs = head_outputs(x, w1, b1, w2, b2, target, rng, ticket, drop, dtype)
     B = len(x)
     C, H = w2.shape
-    tiles = forward_tiles(C, x.element_size())
+    tiles = forward_tiles(B, C, x.element_size())
     grid = H // tiles["BN"], math.ceil(B / tiles["BM"])
     with torch.cuda.device_of(x):
         head_kernel[grid](
@@ -655,7 +702,6 @@ def head_op(
     return outputs
 
 
-@head_op.register_fake
 def head_outputs(x, w1, b1, w2, b2, target, rng, ticket, drop, dtype):
     B = len(x)
     C, H = w2.shape
@@ -672,8 +718,7 @@ def head_outputs(x, w1, b1, w2, b2, target, rng, ticket, drop, dtype):
     return logits, h, g, loss, d
 
 
-@torch.library.custom_op("mish::head_backward", mutates_args=())
-def head_backward_op(
+def run_head_backward(
     d: Tensor,
     dloss: Tensor | None,
     x: Tensor,
@@ -701,7 +746,6 @@ def head_backward_op(
     return grads
 
 
-@head_backward_op.register_fake
 def head_gradients(d, dloss, x, w1, b1, w2, b2, h, g):
     return tuple(torch.empty_like(t) for t in (x, w1, b1, w2, b2))
 
@@ -713,7 +757,7 @@ def head_setup(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # zeros for h, g and d would be three launches
 
 
-def head_gradient(ctx, dlogits, dh, dg, dloss, dd):
+def head_gradient(op, ctx, dlogits, dh, dg, dloss, dd):
     d, *tensors = ctx.saved_tensors
     if (dloss if ctx.fused else dlogits) is None:
         return (None,) * 10
@@ -722,10 +766,33 @@ def head_gradient(ctx, dlogits, dh, dg, dloss, dd):
         C = dlogits.shape[1]
         d = F.pad(dlogits, (0, padded(C) - C))
         d = d.contiguous()
-    return *head_backward_op(d, dloss, *tensors), *(None,) * 5
+    return *op(d, dloss, *tensors), *(None,) * 5
 
 
-head_op.register_autograd(head_gradient, setup_context=head_setup)
+head_op = torch.library.custom_op("mish::head", run_head, mutates_args=())
+head_backward_op = torch.library.custom_op(
+    "mish::head_backward", run_head_backward, mutates_args=()
+)
+head_backward_op.register_fake(head_gradients)
+head_op.register_fake(head_outputs)
+head_op.register_autograd(
+    functools.partial(head_gradient, head_backward_op), setup_context=head_setup
+)
+
+
+class EagerHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = run_head(*inputs)
+        head_setup(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        # Under create_graph: the operator has no gradient, and says so.
+        op = head_backward_op if torch.is_grad_enabled() else run_head_backward
+        return head_gradient(op, ctx, *gradients)
+
 
 # ----------------------------------------------------------------------- functions and modules
 
@@ -739,7 +806,7 @@ def threshold(p, training):
 
 def mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)): any floating type and layout, twice differentiable."""
-    return mish_op(None, x, None, 0)
+    return differentiable_mish(None, x, None, 0)
 
 
 def mish_dropout(x: Tensor, p=0.5, training=True) -> Tensor:
@@ -748,7 +815,7 @@ def mish_dropout(x: Tensor, p=0.5, training=True) -> Tensor:
     if drop == 65536:  # 0 even where x is infinite
         everywhere = x.new_ones((), dtype=torch.bool)
         return x.masked_fill(everywhere, 0.0)
-    return mish_op(None, x, draw(x, drop), drop)
+    return differentiable_mish(None, x, draw(x, drop), drop)
 
 
 def fits(x, w1, b1, w2, b2, dtype):
@@ -792,7 +859,8 @@ def head(x, w1, b1, w2, b2, target, p, training):
         if target is not None:
             target = target.detach().float().contiguous()
         state = draw(x, drop), ticket(x)
-        outputs = head_op(x, w1, b1, w2, b2, target, *state, drop, dtype)
+        op = head_op if torch.compiler.is_compiling() else EagerHead.apply
+        outputs = op(x, w1, b1, w2, b2, target, *state, drop, dtype)
         logits, _, _, loss, _ = outputs
     else:
         hidden = F.linear(x, w1, b1)
