@@ -14,7 +14,6 @@ was chosen on the validation frames in training. The command runs under torchrun
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,6 +31,7 @@ import metrics
 import model
 import pictures
 from flags import add_flags, given_flags, refuse_broken
+from progress import clock, show_interval, show_line
 
 BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
 PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of explanations
@@ -168,29 +168,6 @@ def score(
 
 
 # --------------------------------------------------------------------------------- what is printed
-
-
-def clock(seconds) -> str:
-    """12 s as 0:12, 2 h as 2:00:00."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def show_line(line, last):
-    """On a terminal a line takes the place of the one before, until it is the last; elsewhere each
-    has a row of its own. A wrapped line could not be replaced, so it is cut."""
-    if not sys.stdout.isatty():
-        print(line, flush=True)
-    elif last:
-        print(f"\r\x1b[K{line}", flush=True)
-    else:
-        print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
-
-
-def show_interval() -> int:
-    """Seconds between lines: few where they replace each other, more in a log file."""
-    return 1 if sys.stdout.isatty() else 10
 
 
 def print_scores(rows, labels):

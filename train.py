@@ -10,12 +10,11 @@ was killed and continued with --resume ends with the weights of one that was not
 done, 1 bug, 2 usage, 3 bad input, 4 diverged, 5 memory or disk, 130 interrupted, 143 terminated.
 """
 
+import functools
 import math
 import os
 import random
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 # Threads that spin for long while they wait take the cores from those they wait for, and threads
@@ -40,11 +39,11 @@ import metrics
 import model
 import weights
 from flags import parse_args
+from progress import Progress
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
 SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
-PARTS = ("data", "augment", "forward", "backward", "optimizer")  # of a step, as they are timed
 # Between a run and its resume; argv and may_go_without are parse_args's own. With --resume override
 # all may differ but what the saved network and optimizer were made with.
 FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "argv", "may_go_without"}
@@ -143,7 +142,7 @@ class Sums:
         self.first_bad = self.norm + steps  # the step of the first loss that is not finite
 
     def add_batch(self, step, loss, scores, frames):
-        means = torch.cat([loss.detach().view(1), scores])
+        means = torch.cat([loss.view(1), scores])
         self.scores += frames * means.double()
         bad = torch.where(loss.isfinite(), self.steps, step)
         self.first_bad = self.first_bad.minimum(bad)
@@ -151,6 +150,47 @@ class Sums:
     def add_step(self, norm):
         self.norm += norm.nan_to_num(0, 0)
         self.skipped += ~norm.isfinite()
+
+
+class Replay:
+    """add_gradient of batches of one shape, whose launches are one CUDA graph.
+
+    SE-ResNeXt101 launches 6,340 kernels in a step: the host of an H200 took 72 ms for those of 64
+    frames, the GPU 35 ms for their work. The first batch runs as ever, which loads libraries and
+    chooses algorithms, and so do batches of another shape: the short last one of an epoch. Memory
+    for the graph's tensors comes on top of theirs, hence no graph where half the memory is needed.
+
+    images, labels, share are what the graph reads, loss and logits what it writes, at each replay.
+    """
+
+    def __init__(self, add_gradient, device):
+        self.add_gradient, self.device = add_gradient, device
+        self.graph = self.images = None
+
+    def __call__(self, images, labels, share):
+        if self.images is None:
+            outputs = self.add_gradient(images, labels, share)
+            self.record(images, labels)
+            return outputs
+        if self.graph is None or images.shape != self.images.shape:
+            return self.add_gradient(images, labels, share)
+
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.share.fill_(share)
+        self.graph.replay()
+        return self.loss, self.logits
+
+    def record(self, images, labels):
+        """Nothing is computed here. The threads that decode may go on using the GPU."""
+        self.images, self.labels = images.clone(), labels.clone()
+        self.share = torch.ones((), device=self.device)
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        if 2 * torch.cuda.max_memory_allocated(self.device) > memory:
+            return
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.loss, self.logits = self.add_gradient(self.images, self.labels, self.share)
 
 
 class Trainer:
@@ -183,7 +223,12 @@ class Trainer:
         window = args.batch_size * args.accumulate * world.size
         self.steps = math.ceil(len(training) / window)  # in an epoch
         # On a GPU, batches are copied on a stream of their own, while the step before is computed.
-        self.copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        on_gpu = self.device.type == "cuda"
+        self.copies = torch.cuda.Stream(self.device) if on_gpu else None
+        # Activations are recomputed with the state of a generator that no graph can save; a graph
+        # draws other dropout masks than the first batch, which a resume would meet elsewhere.
+        eager = args.checkpoint_activations or args.deterministic or world.size > 1
+        self.replays, self.replay = on_gpu and not eager, None
 
         self.epochs, self.best, self.threshold = 0, {"f1": -1.0, "epoch": 0}, 0.5
 
@@ -233,6 +278,7 @@ class Trainer:
         loader = iter(evaluate.batches(self.training, order, args, world))
 
         loss_of = self.begin()
+        add_gradient = self.replay or functools.partial(self.add_gradient, loss_of)
         sums = Sums(len(windows), self.device)
         cut = torch.tensor(self.threshold, dtype=torch.float64).logit().item()
         micro = 0
@@ -246,19 +292,14 @@ class Trainer:
             for group in data.chunks(window, together):
                 draws = augment.generator(args.seed, self.epochs, micro, world.rank)
                 images, labels = self.next_images(loader, draws, progress)
-                last = group[-1] == window[-1]
 
-                with world.accumulating(loss_of, last):
-                    with evaluate.autocast(args):
-                        loss, logits = loss_of(images, labels)
-                    progress.mark("forward")
-
-                    # Ranks' gradients are averaged, hence the factor. A rank that has no frame
-                    # left computes another's with weight 0, so that all make the same calls.
-                    frames = len(group[world.rank :: world.size])
-                    share = frames * world.size / len(window)
-                    self.scaler.scale(loss * share).backward()
-                progress.mark("backward")
+                # Ranks' gradients are averaged, hence the factor. A rank that has no frame left
+                # computes another's with weight 0, so that all make the same calls.
+                frames = len(group[world.rank :: world.size])
+                share = frames * world.size / len(window)
+                with world.accumulating(loss_of, last=group[-1] == window[-1]):
+                    loss, logits = add_gradient(images, labels, share)
+                progress.mark("gradient")
 
                 sums.add_batch(step, loss, example_scores(logits, labels, cut), frames)
                 micro += 1
@@ -269,7 +310,7 @@ class Trainer:
             # Where fp16 gradients have overflowed, norm is not finite and the step left out.
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=not self.replays)  # a graph adds to these tensors
 
             if self.ema is not None and norm.isfinite():  # under --ema, the host waits here
                 self.update_average()
@@ -291,6 +332,8 @@ class Trainer:
         model.set_frozen(self.net, backbone=backbone, bn=args.freeze_bn)
         self.net.train()
         loss_of = self.world.parallel(self.loss)
+        if self.replays and (self.replay is None or self.epochs == args.freeze_backbone):
+            self.replay = Replay(functools.partial(self.add_gradient, loss_of), self.device)
         seed_everything(args.seed + self.epochs + 10_000 * self.world.rank)
         return loss_of
 
@@ -308,6 +351,13 @@ class Trainer:
         images, labels = self.augmentation(batch, draws)
         progress.mark("augment")
         return images, labels
+
+    def add_gradient(self, loss_of, images, labels, share):
+        """Adds the gradient of share times the batch's loss to .grad; returns loss and logits."""
+        with evaluate.autocast(self.args):
+            loss, logits = loss_of(images, labels)
+        self.scaler.scale(loss * share).backward()
+        return loss.detach(), logits
 
     def clip_gradients(self):
         """The gradients' norm, before they are scaled down to --clip-grad."""
@@ -420,96 +470,6 @@ def seed_everything(seed: int):
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-# ----------------------------------------------------------------------------------------- progress
-
-
-def about(seconds) -> str:
-    """A time in one unit, as an estimate is told."""
-    if seconds < 90:
-        return f"about {math.ceil(seconds / 10) * 10} s"
-    if seconds < 90 * 60:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {seconds / 3600:.1f} h"
-
-
-class Progress:
-    """What a pass over the training frames says of itself, in lines as show_line shows them.
-
-    name     what a line begins with
-    after    the work that follows this pass until the run ends, in such passes
-    total    what the run is, said with its expected time after the first step; "": not said
-    seconds  of each part of the step, since the last restart
-    """
-
-    def __init__(self, name, steps, device, after=0.0, total=""):
-        self.name, self.steps, self.device = name, steps, device
-        self.after, self.total = after, total
-
-    def restart(self, warm=0):
-        """The clock starts, after `warm` frames."""
-        self.began = self.shown = self.marked = time.monotonic()
-        self.warm, self.seconds = warm, dict.fromkeys(PARTS, 0.0)
-        if not warm:
-            reset_peak_memory(self.device)
-
-    def mark(self, part):
-        """Here ends a part of the step; on a GPU, that of the host, which runs ahead of it."""
-        now = time.monotonic()
-        self.seconds[part] += now - self.marked
-        self.marked = now
-
-    def due(self, step):
-        if step + 1 == self.steps or (step == 0 and self.total):
-            return True
-        return time.monotonic() - self.shown > evaluate.show_interval()
-
-    def summary(self, seen) -> dict:
-        seconds = time.monotonic() - self.began
-        return {
-            "seconds": seconds, "images_per_second": (seen - self.warm) / seconds,
-            "data_wait": self.seconds["data"] / seconds,
-            "memory_gb": peak_memory(self.device) / 1e9,
-        }  # fmt: skip
-
-    def show(self, step, row):
-        self.shown = self.marked = time.monotonic()  # what the sums waited for was no data
-        whole = row["seconds"] * self.steps / (step + 1)  # seconds of this pass, as it seems
-        left = whole - row["seconds"]
-        if self.total and step == 0:
-            evaluate.show_line(f"{self.total}, {about(whole * (1 + self.after))}", last=True)
-
-        # What matters most comes first, as a terminal may cut the line.
-        clock = evaluate.clock
-        line = (
-            f"{self.name} step {step + 1}/{self.steps}  loss {row['loss']:.4f}  "
-            f"left {clock(left)}, of the run {clock(left + self.after * whole)}  "
-            f"{row['images_per_second']:.0f} images/s  lr {row['lr']:.1e}  "
-            f"|g| {row['gradient_norm']:.2f}  data wait {row['data_wait']:.0%}  "
-            f"memory {row['memory_gb']:.1f} GB"
-        )
-        evaluate.show_line(line, last=step + 1 == self.steps)
-
-
-def peak_memory(device) -> int:
-    """Bytes: of the GPU's allocator, or of this process where there is no GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def reset_peak_memory(device):
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # Linux alone can
-            Path("/proc/self/clear_refs").write_text("5")
 
 
 # ------------------------------------------------------------------------------------ the training

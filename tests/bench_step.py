@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import pickle
@@ -30,7 +31,8 @@ from torchvision.transforms import v2
 import distributed
 from data import DataError
 from evaluate import autocast
-from train import OPTIMIZERS, Progress, make_trainer, open_data, parse_args
+from progress import PARTS, Progress
+from train import OPTIMIZERS, make_trainer, open_data, parse_args
 
 ROUNDS = 5
 SERVE = "plain"  # the argument of the plain program's process
@@ -43,7 +45,8 @@ TIMM_NAMES = {
 
 
 class Timed(Progress):
-    """A pass that waits for the GPU at every mark, and whose first step does not count.
+    """A pass whose first step does not count. On a GPU, parts are what passes there from mark to
+    mark; the host runs ahead of it as ever.
 
     warm_frames  of the first step
     """
@@ -52,10 +55,27 @@ class Timed(Progress):
         super().__init__(name, steps, device)
         self.warm_frames = warm_frames
 
+    def restart(self, warm=0):
+        super().restart(warm)
+        self.events = []
+        self.record("")
+
     def mark(self, part):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
         super().mark(part)
+        self.record(part)
+
+    def record(self, part):
+        if self.device.type == "cuda":
+            self.events.append((part, torch.cuda.Event(enable_timing=True)))
+            self.events[-1][1].record()
+
+    def summary(self, seen):
+        if self.events:
+            torch.cuda.synchronize()
+            self.seconds = dict.fromkeys(PARTS, 0.0)
+        for (_, begin), (part, end) in itertools.pairwise(self.events):
+            self.seconds[part] += begin.elapsed_time(end) / 1e3
+        return super().summary(seen)
 
     def due(self, step):
         return step in (0, self.steps - 1)
@@ -120,9 +140,8 @@ def plain_program(args, files):
                 with autocast(args):
                     logits = net(images)
                 loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
-                progress.mark("forward")
                 scaler.scale(loss / K).backward()
-                progress.mark("backward")
+                progress.mark("gradient")
             scaler.unscale_(optimizer)
             if args.clip_grad:
                 nn.utils.clip_grad_norm_(net.parameters(), args.clip_grad)

@@ -14,6 +14,7 @@ import contextlib
 import sys
 import threading
 import traceback
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -148,6 +149,9 @@ def pretend():
     cuda.default_generators = (Generator(),)
     cuda.current_stream, cuda.Stream = lambda *_: Stream(), lambda *_: Stream()
     cuda.stream = cuda.device_of = lambda _: contextlib.nullcontext()
+    cuda.graph = lambda *_, **__: contextlib.nullcontext()
+    cuda.CUDAGraph = lambda: Namespace(replay=lambda: None)
+    cuda.get_device_properties = lambda *_: Namespace(total_memory=1)
     tensor.record_stream, tensor.pin_memory = lambda *_: None, lambda x, *_: x
     tensor.to, tensor.backward, torch.save = to, backward, save
     torch.autograd.grad = lambda output, inputs: [torch.empty_like(inputs)]

@@ -30,6 +30,7 @@ import distributed
 import evaluate
 import metrics
 import model
+import progress
 import train
 from tests import bench_step, plain
 
@@ -483,7 +484,7 @@ def epoch_of_noise(world, n, batch, accumulate):
     torch.manual_seed(0)
     net, dataset = model.create_model("tiny", 5, dropout=0), Noise(n)
     trainer = trainer_of(net, dataset, args, world)
-    row = trainer.epoch(train.Progress("", trainer.steps, trainer.device))
+    row = trainer.epoch(progress.Progress("", trainer.steps, trainer.device))
     scores = evaluate.predict(net, dataset, trainer.view, args, world)
     return net.state_dict(), row["loss"], scores
 
