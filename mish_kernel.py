@@ -230,27 +230,14 @@ def philox_key(rng_ptr, seed, offset):
 
 @jit
 def philox_lanes(seed, counter, group):
-    """Eight 16-bit lanes a group, in memory order: (..., G) int64 -> (..., G, 2, 2, 2).
-
-    tl.philox takes two instructions for the halves of a product, of which one is slow.
-    """
-    k0 = seed.to(tl.uint32)
-    k1 = (seed >> 32).to(tl.uint32)
+    """Eight 16-bit lanes a group, in memory order: (..., G) int64 -> (..., G, 2, 2, 2)."""
+    c0 = counter.to(tl.uint32)
+    c1 = (counter >> 32).to(tl.uint32)
     c2 = group.to(tl.uint32)
     c3 = (group >> 32).to(tl.uint32)
-    c0 = counter.to(tl.uint32) + tl.zeros_like(c2)
-    c1 = (counter >> 32).to(tl.uint32) + tl.zeros_like(c2)
-    for _ in tl.static_range(10):
-        a = c0.to(tl.uint64) * 0xD2511F53
-        b = c2.to(tl.uint64) * 0xCD9E8D57
-        c0 = (b >> 32).to(tl.uint32) ^ c1 ^ k0
-        c2 = (a >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1 = b.to(tl.uint32)
-        c3 = a.to(tl.uint32)
-        k0 += 0x9E3779B9
-        k1 += 0xBB67AE85
-    even = tl.join(c0, c2)
-    odd = tl.join(c1, c3)
+    w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
+    even = tl.join(w0, w2)
+    odd = tl.join(w1, w3)
     words = tl.join(even, odd)
     return tl.join(words & 0xFFFF, words >> 16)
 

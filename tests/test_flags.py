@@ -120,11 +120,12 @@ def test_recipes_of_the_drawn_scenes(monkeypatch):
     assert (own.image_size, own.optimizer, own.may_go_without) == (224, "sgd", False)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    on_a_gpu = {"epochs": 10, "amp": "fp16", "device": "cuda", "workers": 0}
+    on_a_gpu = {"epochs": 20, "image_size": 224, "cache": "device", "workers": 0}
+    on_a_gpu |= {"amp": "fp16", "device": "cuda"}
     args = vars(train.parse_args(["--arch", "resnet34"]))
     assert {name: args[name] for name in on_a_gpu} == on_a_gpu
     args = train.parse_args(["--arch", "tiny"])
-    assert (args.epochs, args.device) == (30, "cuda")
+    assert (args.epochs, args.image_size, args.device) == (30, 64, "cuda")
 
 
 def test_run_folders_are_called_after_network_and_data():

@@ -46,9 +46,9 @@ def test_kernels_in_the_interpreter(which):
 
 ARCHITECTURES = [80, 86, 89, 90, 100]
 # Instructions an element (forward, backward without and with dropout). The most over the five
-# architectures and triton 3.6 and 3.8: fp16 17.5 22.5 26.8 31.2, bf16 18.0 23.3 27.3 32.3, fp32
-# 34.1 40.8 45.9 52.4. nvcc's code for F.mish has 57.5 and 95.
-BUDGET = {"fp16": (19, 23, 28, 33), "bf16": (20, 24, 28, 33), "fp32": (35, 42, 47, 54)}
+# architectures and triton 3.6 and 3.8: fp16 17.5 22.5 28.3 32.8, bf16 18.0 23.3 28.8 33.8, fp32
+# 34.1 40.8 47.8 54.3. nvcc's code for F.mish has 57.5 and 95.
+BUDGET = {"fp16": (19, 23, 29, 34), "bf16": (20, 24, 30, 35), "fp32": (35, 42, 49, 56)}
 CASES = [("fp16", a) for a in ARCHITECTURES] + [
     pytest.param(k, a, marks=() if a == 90 else pytest.mark.slow)
     for k, a in itertools.product(("bf16", "fp32"), ARCHITECTURES)
@@ -670,10 +670,11 @@ def step(x, target):
         return head.bce(x, target)[0]
 
 compiled = torch.compile(step, fullgraph=True, mode="reduce-overhead")
+weights = list(head.parameters())
 for _ in range(5):
     torch.compiler.cudagraph_mark_step_begin()
-    compiled(x, target).backward()
-print(all(p.grad.isfinite().all().item() for p in head.parameters()))
+    gradients = torch.autograd.grad(compiled(x, target), weights)
+print(all(g.isfinite().all().item() for g in gradients))
 """
     run = python("-c", code)
     assert run.stdout.strip() == "True", run.stderr

@@ -539,9 +539,9 @@ def test_cuda_gradient_is_the_cpus(scenes, tmp_path, monkeypatch):
         with Image.open(path) as image:
             image.resize((32, 32), Image.Resampling.NEAREST).save(path)
 
+    flags = "--batch-size 8 --accumulate 3 --amp off --device".split()
     (expected, logged), (ours, row) = (
-        gradient(tmp_path / "small", *"--batch-size 8 --accumulate 3 --device".split(), device)
-        for device in ("cpu", "cuda")
+        gradient(tmp_path / "small", *flags, device) for device in ("cpu", "cuda")
     )
     for name, wanted in expected.items():
         # sums of some 1e4 products in another order; the step passes through float32 weights
@@ -549,32 +549,53 @@ def test_cuda_gradient_is_the_cpus(scenes, tmp_path, monkeypatch):
     assert row["loss"] == pytest.approx(logged["loss"], rel=1e-5)
 
 
+def trained_on_cuda(scenes, *flags, **options):
+    """States after each of three epochs of tiny on 22 frames, and the last row; the backbone is
+    frozen in the first epoch. options are put into the Trainer."""
+    common = "--device cuda --dropout 0 --augment none --freeze-backbone 1 --epochs 3 --ema 0.9"
+    args = train.parse_args([*SMALL, "--data", str(scenes), *common.split(), *flags])
+    dataset = data.A2D(scenes, "train", keep="cuda")
+    torch.manual_seed(0)
+    net = model.create_model("tiny", dropout=0).to("cuda", memory_format=torch.channels_last)
+    trainer = trainer_of(net, dataset, args, distributed.World(True))
+    vars(trainer).update(options)
+    states = []
+    for _ in range(3):
+        row = trainer.epoch(progress.Progress("", trainer.steps, trainer.device))
+        assert row["skipped"] == 0 and row["gradient_norm"] > 0  # every step was made
+        values = [*net.state_dict().values(), *trainer.scored.state_dict().values()]
+        states += [value.clone() for value in values]
+    assert bool(trainer.replays) == bool(trainer.replay and trainer.replay.graph)
+    return states, row
+
+
+def are_close(ours, wanted, limit):
+    (ours, row), (wanted, wanted_row) = ours, wanted
+    for a, b in zip(ours, wanted, strict=True):
+        assert (a - b).abs().max() <= limit * b.abs().max().clamp(min=1e-3)
+    for name in ("loss", "f1", "gradient_norm"):
+        assert row[name] == pytest.approx(wanted_row[name], rel=max(limit, 1e-2))
+
+
 @CUDA
 @pytest.mark.parametrize("amp", ["off", "fp16", "bf16"])
 def test_cuda_graph_trains_as_launches_one_by_one_do(scenes, amp):
-    """Windows of 4+4+4 and 4+4+2 frames, three epochs: the first batch, then replays and batches of
-    two, with weights, batch statistics and averages; the backbone is frozen in the first epoch."""
-    flags = "--device cuda --batch-size 4 --accumulate 3 --dropout 0 --augment none"
-    flags += " --freeze-backbone 1 --epochs 3 --ema 0.9 --amp"
-    args = train.parse_args([*SMALL, "--data", str(scenes), *flags.split(), amp])
-    dataset = data.A2D(scenes, "train", keep="cuda")
-    replayed, launched, row = [], [], {}
-    for replays, states in ((True, replayed), (False, launched)):
-        torch.manual_seed(0)
-        net = model.create_model("tiny", dropout=0).to("cuda", memory_format=torch.channels_last)
-        trainer = trainer_of(net, dataset, args, distributed.World(True))
-        assert trainer.replays
-        trainer.replays = replays
-        for _ in range(3):
-            row[replays] = trainer.epoch(progress.Progress("", trainer.steps, trainer.device))
-            states += [*net.state_dict().values(), *trainer.scored.state_dict().values()]
-        assert bool(replays) == bool(trainer.replay and trainer.replay.graph)
-    for ours, wanted in zip(replayed, launched, strict=True):
-        # the same kernels on the same numbers; which of cuDNN's may differ
-        limit = 1e-2 if amp == "bf16" else 2e-3
-        assert (ours - wanted).abs().max() <= limit * wanted.abs().max().clamp(min=1e-3)
-    for name in ("loss", "f1", "gradient_norm", "skipped"):
-        assert row[True][name] == pytest.approx(row[False][name], rel=1e-2, abs=1e-6)
+    """Windows of 4+4+4 and 4+4+2 frames: the first batch, then replays and batches of two."""
+    flags = *"--batch-size 4 --accumulate 3 --amp".split(), amp
+    # the same kernels on the same numbers; which of cuDNN's may differ
+    limit = 1e-2 if amp == "bf16" else 2e-3
+    launched = trained_on_cuda(scenes, *flags, replays=False)
+    are_close(trained_on_cuda(scenes, *flags, replays=True), launched, limit)
+
+
+@CUDA
+@pytest.mark.parametrize("replays", [False, True])
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_cuda_compiled_training_is_the_eager_one(scenes, amp, replays):
+    flags = "--batch-size", "8", "--amp", amp
+    launched = trained_on_cuda(scenes, *flags, replays=False)
+    # other roundings to 16 bits, in three epochs of three steps
+    are_close(trained_on_cuda(scenes, *flags, "--compile", replays=replays), launched, 3e-2)
 
 
 class Watched(progress.Progress):
