@@ -202,7 +202,7 @@ def filled_in(given, scratch) -> dict:
     if drawn:
         recipe |= DEMO | DEMO_RECIPES.get(arch, {})
 
-    # Of a published network; random weights need another recipe.
+    # A published network gets what a GPU has time for; random weights need another recipe.
     if drawn and arch != "tiny":
         if on_cuda:
             recipe |= DEMO_ON_A_GPU

@@ -58,12 +58,12 @@ except ImportError:  # everything runs in torch operations
 INTERPRET = triton is not None and triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: CPU kernels
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}  # of the kernels
 BLOCK = 1024  # elements a program: 8 for each of 128 threads, so that accesses are 16 bytes wide
-DROPOUT_BYTES = 8192  # of x in a program with dropout, whose threads share Philox's keys in them
+DROPOUT_BYTES = 8192  # of x in a program with dropout: calls of Philox in a thread share its keys
 MAX_BATCH = 1024  # of the fused head, as are the next two
 MAX_CLASSES = 128
 HIDDEN_SIZES = (64, 128, 256)
 
-# Tiles of the fused head, the fastest of those that tests/gpu_visit.py times on an H200.
+# Tiles of the fused head, chosen from compiled code and on an H200. gpu_visit.py times others.
 FORWARD = {  # 128 programs at B = 64, each with 64 KB of loads in flight
     "BM": 16,  # rows of x in a program; 32 if there are more than 64
     "BN": 8,  # columns of the hidden layer in a program
@@ -583,26 +583,34 @@ def mish_gradient(op, ctx, grad):
     return first, second.to(x.dtype), None, None
 
 
-# What torch.compile looks up. Its dispatcher takes longer than a launch, so eager calls go past it.
+def direct(run, setup, gradient):
+    """An operator for eager calls, past torch's dispatcher, which takes longer than a launch."""
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = run(*inputs)
+            setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            return gradient(ctx, *gradients)
+
+    return Direct.apply
+
+
+# What torch.compile looks up, and what eager calls take.
 mish_op = torch.library.custom_op("mish::mish", run_mish, mutates_args=())
 mish_op.register_fake(lambda dy, x, rng, drop: torch.empty_like(x))
 mish_op.register_autograd(functools.partial(mish_gradient, mish_op), setup_context=mish_setup)
-
-
-class EagerMish(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = run_mish(*inputs)
-        mish_setup(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def backward(ctx, grad):
-        return mish_gradient(EagerMish.apply, ctx, grad)
+direct_mish = direct(
+    run_mish, mish_setup, lambda ctx, grad: mish_gradient(direct_mish, ctx, grad)
+)
 
 
 def differentiable_mish(*inputs):
-    op = mish_op if torch.compiler.is_compiling() else EagerMish.apply
+    op = mish_op if torch.compiler.is_compiling() else direct_mish
     return op(*inputs)
 
 
@@ -617,18 +625,15 @@ def ticket(x):
     its own, of those that were zeroed before the capture. torch.compile owns the memory of its
     graphs, and makes and zeroes its own (one small launch more), as does a capture without any.
     """
-    if torch.compiler.is_compiling():
-        return x.new_zeros(1, dtype=torch.int32)
-
     if capturing(x):
-        spare = COUNTERS.get(x.device)
+        spare = None if torch.compiler.is_compiling() else COUNTERS.get(x.device)
         return spare.pop() if spare else x.new_zeros(1, dtype=torch.int32)
 
     stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
     key = x.device, stream
     spare = COUNTERS.setdefault(x.device, [])
-    if len(spare) < 1000:
-        spare.extend(x.new_zeros(4000, dtype=torch.int32).split(1))
+    if len(spare) < 200:  # more calls than a graph is likely to have
+        spare.extend(x.new_zeros(200, dtype=torch.int32).split(1))
     if key not in TICKETS:
         TICKETS[key] = spare.pop()
     return TICKETS[key]
@@ -756,29 +761,25 @@ def head_gradient(op, ctx, dlogits, dh, dg, dloss, dd):
     return *op(d, dloss, *tensors), *(None,) * 5
 
 
-head_op = torch.library.custom_op("mish::head", run_head, mutates_args=())
 head_backward_op = torch.library.custom_op(
     "mish::head_backward", run_head_backward, mutates_args=()
 )
 head_backward_op.register_fake(head_gradients)
+
+head_op = torch.library.custom_op("mish::head", run_head, mutates_args=())
 head_op.register_fake(head_outputs)
 head_op.register_autograd(
     functools.partial(head_gradient, head_backward_op), setup_context=head_setup
 )
 
 
-class EagerHead(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = run_head(*inputs)
-        head_setup(ctx, inputs, output)
-        return output
+def direct_head_gradient(ctx, *gradients):
+    """Under create_graph by the operator, which has no gradient of its own, and says so."""
+    op = head_backward_op if torch.is_grad_enabled() else run_head_backward
+    return head_gradient(op, ctx, *gradients)
 
-    @staticmethod
-    def backward(ctx, *gradients):
-        # Under create_graph: the operator has no gradient, and says so.
-        op = head_backward_op if torch.is_grad_enabled() else run_head_backward
-        return head_gradient(op, ctx, *gradients)
+
+direct_head = direct(run_head, head_setup, direct_head_gradient)
 
 
 # ----------------------------------------------------------------------- functions and modules
@@ -846,7 +847,7 @@ def head(x, w1, b1, w2, b2, target, p, training):
         if target is not None:
             target = target.detach().float().contiguous()
         state = draw(x, drop), ticket(x)
-        op = head_op if torch.compiler.is_compiling() else EagerHead.apply
+        op = head_op if torch.compiler.is_compiling() else direct_head
         outputs = op(x, w1, b1, w2, b2, target, *state, drop, dtype)
         logits, _, _, loss, _ = outputs
     else:

@@ -278,8 +278,7 @@ class Trainer:
         windows = data.chunks(order, together * args.accumulate)[: progress.steps]
         loader = iter(evaluate.batches(self.training, order, args, world))
 
-        loss_of = self.begin()
-        add_gradient = self.replay or functools.partial(self.add_gradient, loss_of)
+        loss_of, add_gradient = self.begin()
         sums = Sums(len(windows), self.device)
         cut = torch.tensor(self.threshold, dtype=torch.float64).logit().item()
         micro = 0
@@ -327,16 +326,18 @@ class Trainer:
         return row
 
     def begin(self):
-        """Freeze, seed, and what computes the loss on these ranks: DDP waits for all gradients."""
+        """Freeze, seed; returns what computes the loss on these ranks, as DDP waits for all
+        gradients, and what adds the gradient of a batch."""
         args = self.args
         backbone = self.epochs < args.freeze_backbone
         model.set_frozen(self.net, backbone=backbone, bn=args.freeze_bn)
         self.net.train()
         loss_of = self.world.parallel(self.loss)
+        add_gradient = functools.partial(self.add_gradient, loss_of)
         if self.replays and (self.replay is None or self.epochs == args.freeze_backbone):
-            self.replay = Replay(functools.partial(self.add_gradient, loss_of), self.device)
+            self.replay = Replay(add_gradient, self.device)
         seed_everything(args.seed + self.epochs + 10_000 * self.world.rank)
-        return loss_of
+        return loss_of, self.replay or add_gradient
 
     def set_learning_rate(self, step):
         """That of a step of this epoch, in both groups; returns the backbone's."""
@@ -595,7 +596,8 @@ def progress_of(trainer, validation, first):
 def train(args, world):
     """A whole training, in the order in which it happens."""
     torch.use_deterministic_algorithms(args.deterministic)
-    # To choose algorithms by their time took an H200 7 s for SE-ResNeXt101, 41 s for B7.
+    # To choose algorithms by their time took an H200 7 s for SE-ResNeXt101 and 41 s for B7: too
+    # much of a training on drawn scenes.
     torch.backends.cudnn.benchmark = not (args.deterministic or demo.is_drawn(args.data))
 
     # Rank 0 has the run folder, and what was saved in it goes to all.

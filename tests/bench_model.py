@@ -4,8 +4,8 @@ On a CPU at batch 2, 224 px, float32: forward in evaluation mode, forward and ba
 mode, and the peak of resident memory above that after building, in a process of its own. With a GPU
 also forward and backward at the report's batch size (AMP fp16), ours and timm's, in both memory
 formats, as one CUDA graph: the launches of a host, which may be slower, are not timed.
-A figure is the fastest of --rounds calls, which alternate between the networks; on a CPU it is one
-thread's processor time, in which other work on the machine hardly shows. Dropout and stochastic
+A figure is the fastest of --rounds calls; on a CPU these alternate between the networks, and it is
+one thread's processor time, in which other work on the machine hardly shows. Dropout and stochastic
 depth are off, and every head is one linear layer.
 """
 

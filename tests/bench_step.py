@@ -66,8 +66,9 @@ class Timed(Progress):
 
     def record(self, part):
         if self.device.type == "cuda":
-            self.events.append((part, torch.cuda.Event(enable_timing=True)))
-            self.events[-1][1].record()
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.events.append((part, event))
 
     def summary(self, seen):
         if self.events:

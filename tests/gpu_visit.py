@@ -348,7 +348,7 @@ def scenes():
     print(demo.cached())
 
 
-# As the README has them. A minute is for all that a run does, from its start to its last line.
+# Flags of train.py, on the drawn scenes; each is to take about a minute.
 FINE_TUNED = "--arch efficientnet_lite0"
 FROM_SCRATCH = "--arch resnet34 --weights none --image-size 128 --augment flip --epochs 30"
 

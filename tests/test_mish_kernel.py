@@ -59,7 +59,8 @@ CASES = [("fp16", a) for a in ARCHITECTURES] + [
 @pytest.mark.parametrize("kind, architecture", CASES)
 def test_elementwise_kernel_compiles_within_its_budget(kind, architecture, tmp_path):
     for i, (drop, backward) in enumerate(itertools.product((0, 32768), (False, True))):
-        block = mk.DROPOUT_BYTES // mk.DTYPES[kind].itemsize if drop else mk.BLOCK
+        size = mk.DTYPES[kind].itemsize
+        block = mk.DROPOUT_BYTES // size if drop else mk.BLOCK
         constants = {"DROP": drop, "BLOCK": block, "num_warps": 4}
         constants |= {} if backward else {"dy_ptr": None}
         constants |= {} if drop else {"rng_ptr": None}
@@ -69,7 +70,7 @@ def test_elementwise_kernel_compiles_within_its_budget(kind, architecture, tmp_p
         each = shortest_path(code.sass) / (block / 128)
         assert each <= BUDGET[kind][i], each
         wide = len(re.findall(r"(?:LDG|STG)\.E(?:\.\w+)*\.128", code.sass))
-        accesses = block * 4 // 128 // 16 if kind == "fp32" else block * 2 // 128 // 16
+        accesses = block * size // (128 * 16)  # of 16 bytes, a thread
         assert wide == (2 + backward) * accesses  # and nothing narrower
         # t + 64 of mish32 is a sum of its own, not one with the product in t.
         assert not re.search(r"FFMA.*, 64 ;", code.sass)
