@@ -16,6 +16,7 @@ import os
 import queue
 import re
 import socket
+import statistics
 import sys
 import threading
 import urllib.parse
@@ -239,10 +240,15 @@ def load(net, state_dict, naming, path="state dict"):
         "not finite": [key for key in floats if not given[key].isfinite().all()],
     }
 
-    lists = [f"{len(k)} {fault} ({', '.join(k[:3])}...)" for fault, k in faults.items() if k]
+    lists = [f"{len(keys)} {fault} ({some(keys)})" for fault, keys in faults.items() if keys]
     if lists:
-        other = faults["missing"] or faults["unexpected"] or faults["mis-shaped"]
-        advice = "check --arch" if other else "get another file"
+        # Few misfits are a fault of the file; where they are many, it is another network's.
+        misfits = faults["missing"] + faults["unexpected"] + faults["mis-shaped"]
+        advice = "get another file"
+        if len(misfits) > len(needed) / 10:
+            advice = "check --arch"
+        elif len(lists) == 1 and faults["unexpected"]:
+            advice = "remove them from the file"
         what = f"{path}: not {net.arch} in {naming} naming"
         raise WeightsError(f"{what}: {'; '.join(lists)}; {advice}")
 
@@ -252,17 +258,39 @@ def load(net, state_dict, naming, path="state dict"):
     return "classifier dropped" if found else "classifier absent"
 
 
+def some(keys):
+    return ", ".join(keys[:3]) + ("..." if len(keys) > 3 else "")
+
+
 # ----------------------------------------------------------------------------------------- reading
+
+# Where trainers keep the network in their checkpoints; the average of its weights comes first.
+KEYS = ["average", "state_dict_ema", "model_ema", "ema_state_dict", "ema"]
+KEYS += ["state_dict", "model_state_dict", "model", "net", "module"]
+# What else they save, of no use here: the command line, paths, numbers. Inert stands for all of it.
+IGNORED = """
+    argparse.Namespace numpy.dtype numpy.core.multiarray.scalar numpy._core.multiarray.scalar
+    numpy.ndarray numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+    pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath
+    pathlib._local.PosixPath pathlib._local.WindowsPath pathlib._local.PurePosixPath
+""".split()
+CONVERT = (
+    """only if you trust it, run python -c "import torch; torch.save(torch.load('{}', """
+    """weights_only=False)['state_dict'], 'weights.pth')" (of a whole network, .state_dict())"""
+)
+
+
+class Inert:
+    """Takes what a file gives to an object of IGNORED, keeps none of it, and does nothing."""
+
+    def __init__(self, *given):
+        pass
+
+    __setstate__ = __init__
 
 
 def read(path):
-    """The state dict in a PyTorch or safetensors file, which is read as data: no code in it runs.
-
-    Unwrapped as often as it takes: what is under "average", "state_dict" or "model"; "module." or
-    "_orig_mod." where every key has it.
-    returns  that, and what it was unwrapped from: {} or, say, a checkpoint of train.py
-    raises   WeightsError
-    """
+    """What a PyTorch or safetensors file holds, as data: no code in it runs; or WeightsError."""
     # What people most often have in place of the file they wanted.
     with open(path, "rb") as file:
         start = file.read(64)
@@ -273,30 +301,17 @@ def read(path):
 
     # A safetensors file begins with a length of eight bytes, then JSON.
     try:
-        whole = _tensors_of(path, safetensors=start[8:9] == b"{")
+        return _tensors_of(path, safetensors=start[8:9] == b"{")
     except ImportError:
         raise WeightsError(f"{path}: safetensors; pip install safetensors") from None
     except Exception as error:  # damaged and hostile files make parsers raise anything
         reason = " ".join(f"{type(error).__name__} {error}".partition(". ")[0].split())[:160]
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"it would call {found[1]}, and weights are read as tensors only"
+            module = found[1].rpartition(".")[0].partition(".")[0]  # "": a builtin function
+            if module not in {"", *sys.stdlib_module_names}:
+                raise WeightsError(f"{path}: {reason}; {CONVERT.format(path)}") from error
         raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
-
-    # Programs save their state dict inside of other things, which differ.
-    state = whole
-    while isinstance(state, dict) and state and all(isinstance(key, str) for key in state):
-        inner = [state.get(key) for key in ("average", "state_dict", "model")]
-        inner = [part for part in inner if isinstance(part, dict)]
-        prefixes = [p for p in ("module.", "_orig_mod.") if all(k.startswith(p) for k in state)]
-        if inner:
-            state = inner[0]
-        elif prefixes:
-            state = {key.removeprefix(prefixes[0]): value for key, value in state.items()}
-        elif all(isinstance(value, torch.Tensor) for value in state.values()):
-            return state, whole
-        else:
-            break
-    raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
 
 
 def _tensors_of(path, safetensors):
@@ -306,7 +321,49 @@ def _tensors_of(path, safetensors):
         return load_file(path)
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Inert, name) for name in IGNORED]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _find(value, depth=4):
+    """(state dict, the KEYS that lead to it), the first that there is; or None."""
+    if not isinstance(value, dict):
+        return None
+    tensors = [k for k, v in value.items() if isinstance(k, str) and isinstance(v, torch.Tensor)]
+    if value and len(tensors) == len(value):
+        return value, []
+    for key in KEYS if depth else ():
+        if found := _find(value.get(key), depth - 1):
+            return found[0], [key, *found[1]]
+    return None
+
+
+def unwrap(whole, path):
+    """The state dict in what read returned, and in words where it was ([]: it is all of that).
+
+    Off come "module.", "_orig_mod.", "model.", any module in which most are; or WeightsError.
+    """
+    if not (found := _find(whole)):
+        raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
+
+    state, keys = found
+    prefix = ""
+    while True:
+        module = statistics.mode(key.partition(".")[0] for key in state) + "."
+        inside = {k.removeprefix(module): v for k, v in state.items() if k.startswith(module)}
+
+        # A module of numbered ones is a part of a network, "features.0.0.weight", not all of it.
+        if len(inside) <= len(state) / 2 or any(key[:1].isdigit() for key in inside):
+            break
+        prefix += module
+        state = inside
+
+    # What torch's AveragedModel counts in n_averaged is no weight.
+    others = [k for k in found[0] if not k.startswith(prefix) and not k.endswith("n_averaged")]
+    words = [f"under {'.'.join(keys)}"] if keys else []
+    words += [f"{prefix} stripped"] if prefix else []
+    words += [f"{len(others)} left out ({some(others)})"] if others else []
+    return state, words
 
 
 # ---------------------------------------------------------------------------------------- fetching
@@ -437,7 +494,7 @@ class Source(NamedTuple):
     naming: str
     flavour: str | None  # of FLAVOURS; None: the architecture has none
     input_config: dict  # size (pixels), mean, std, interpolation, as far as they are known
-    description: str  # tag, naming, flavour
+    description: str  # tag, where in the file, naming, flavour
     sha256: str
 
 
@@ -448,7 +505,8 @@ def open_weights(arch, name) -> Source:
     """
     path = locate(arch, name)
     tag, digest = identify(arch, path)
-    state, whole = read(path)
+    whole = read(path)
+    state, words = unwrap(whole, path)
 
     if tag:
         record = WEIGHTS[arch, tag]
@@ -462,10 +520,10 @@ def open_weights(arch, name) -> Source:
         if flavour not in flavours:
             flavour = flavours[-1] if naming == SECOND.get(family(arch)) else flavours[0]
 
-    description = f"{tag}, {naming} naming"
+    description = [tag, *words, f"{naming} naming"]
     if flavour:
-        description += f", {flavour} flavour"
-    return Source(path, state, naming, flavour, inputs, description, digest)
+        description.append(f"{flavour} flavour")
+    return Source(path, state, naming, flavour, inputs, ", ".join(description), digest)
 
 
 def _dict_in(whole, key):

@@ -3,20 +3,24 @@
 python -m pytest tests/test_weights.py
 """
 
+import argparse
 import errno
 import hashlib
 import io
 import json
 import math
 import os
+import pathlib
 import pickle
 import re
 import shutil
 import socket
 import struct
+import subprocess
 import sys
 import tarfile
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -37,6 +41,10 @@ def refused(function, *arguments, says):
         function(*arguments)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
     return str(caught.value)
+
+
+def state_in(path):
+    return weights.unwrap(weights.read(path), path)[0]
 
 
 def tiny_file(path, **save_options):
@@ -140,7 +148,7 @@ def test_weights_of_another_device_arrive_on_the_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:7")
     net = tiny_file(tmp_path / "theirs.pth")
     monkeypatch.undo()
-    found, _ = weights.read(tmp_path / "theirs.pth")
+    found = state_in(tmp_path / "theirs.pth")
     assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
 
 
@@ -297,23 +305,187 @@ def test_an_error_lists_what_is_wrong_and_changes_nothing():
 # -------------------------------------------------------------------------------- files from others
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: {"state_dict": s, "epoch": 3},
-        lambda s: {"model": s, "optimizer": {"state": {}}},
-        lambda s: {f"module.{k}": v for k, v in s.items()},
-        lambda s: {"model": {f"_orig_mod.module.{k}": v for k, v in s.items()}},
-    ],
-)
-def test_wrappers_come_off(wrap, tmp_path):
+def under(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+def averaged(net):
+    """As torch's AveragedModel saves itself: its names begin with module., beside n_averaged."""
+    return torch.optim.swa_utils.AveragedModel(net).state_dict()
+
+
+ARGUMENTS = argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("out"), seed=np.int64(3))
+FC = {"fc.weight": torch.ones(7, 9), "fc.bias": torch.ones(7)}
+LOSSES = {f"lpips.{i}.weight": torch.ones(1) for i in range(4)}
+# name: (what a trainer saves, of a net and of its average; what is said of it)
+LAYOUTS = {
+    "plain": (lambda n, a: a.state_dict(), ""),
+    "timm": (
+        lambda n, a: {
+            "epoch": 3, "arch": "resnet34", "optimizer": {"state": {}},
+            "state_dict": n.state_dict(), "args": ARGUMENTS,
+            "state_dict_ema": a.state_dict(), "metric": np.float64(0.5),
+        },
+        "under state_dict_ema, ",
+    ),
+    "timm without an average": (
+        lambda n, a: {"state_dict": a.state_dict(), "args": ARGUMENTS}, "under state_dict, "
+    ),
+    "timm's ModelEma": (
+        lambda n, a: {
+            "state_dict": n.state_dict(), "state_dict_ema": under("module.", a.state_dict()),
+        },
+        "under state_dict_ema, module. stripped, ",
+    ),
+    "torchvision's references": (
+        lambda n, a: {
+            "model": n.state_dict(), "model_ema": averaged(nn.DataParallel(a)),
+            "args": argparse.Namespace(data_path=pathlib.Path("data"), world=[1, None]),
+        },
+        "under model_ema, module.module. stripped, ",
+    ),
+    "an average that is None": (
+        lambda n, a: {"model": a.state_dict(), "model_ema": None, "average": None}, "under model, "
+    ),
+    "an average that is empty": (
+        lambda n, a: {"model": a.state_dict(), "ema": {}, "state_dict_ema": {}}, "under model, "
+    ),
+    "an average that holds no weights": (
+        lambda n, a: {"net": a.state_dict(), "ema": {"decay": 0.9, "module": None}}, "under net, "
+    ),
+    "an average in an average": (
+        lambda n, a: {
+            "model": n.state_dict(), "model_ema": {"updates": 5, "module": a.state_dict()},
+        },
+        "under model_ema.module, ",
+    ),
+    "a state dict in a model": (
+        lambda n, a: {"model": {"state_dict": a.state_dict()}}, "under model.state_dict, "
+    ),
+    "ema": (lambda n, a: {"model": n.state_dict(), "ema": a.state_dict()}, "under ema, "),
+    "ema_state_dict": (
+        lambda n, a: {"state_dict": n.state_dict(), "ema_state_dict": a.state_dict()},
+        "under ema_state_dict, ",
+    ),
+    "train.py": (
+        lambda n, a: {"model": n.state_dict(), "average": a.state_dict(), "epoch": 2},
+        "under average, ",
+    ),
+    "torch's tutorials": (
+        lambda n, a: {"model_state_dict": a.state_dict(), "loss": np.float32(0.5), "epoch": 5},
+        "under model_state_dict, ",
+    ),
+    "Lightning": (
+        lambda n, a: {
+            "epoch": 4, "state_dict": under("model.", a.state_dict()), "loops": {"fit": {}},
+            "hyper_parameters": {"root": pathlib.Path("data"), "lr": np.float64(0.1)},
+            "callbacks": {"best": {"best_model_score": torch.tensor(0.5), "dirpath": "runs"}},
+        },
+        "under state_dict, model. stripped, ",
+    ),
+    "Lightning with a loss": (
+        lambda n, a: {
+            "state_dict": {**under("net.", a.state_dict()), "criterion.pos_weight": torch.ones(9)}
+        },
+        "under state_dict, net. stripped, 1 left out (criterion.pos_weight), ",
+    ),
+    "Lightning, compiled, with losses": (
+        lambda n, a: {
+            "state_dict": {
+                **LOSSES, **under("model._orig_mod.", a.state_dict()), "model.w": torch.ones(1),
+            }
+        },
+        "under state_dict, model._orig_mod. stripped, "
+        "5 left out (lpips.0.weight, lpips.1.weight, lpips.2.weight...), ",
+    ),
+    "a backbone and its head": (
+        lambda n, a: {**under("backbone.", a.state_dict()), **FC},
+        "backbone. stripped, 2 left out (fc.weight, fc.bias), ",
+    ),
+    "AveragedModel": (lambda n, a: averaged(a), "module. stripped, "),
+    "Lightning with an AveragedModel": (
+        lambda n, a: {"state_dict": under("encoder.", averaged(a))},
+        "under state_dict, encoder.module. stripped, ",
+    ),
+    "DataParallel": (lambda n, a: nn.DataParallel(a).state_dict(), "module. stripped, "),
+    "compiled": (
+        lambda n, a: {"model": under("_orig_mod.module.", a.state_dict())},
+        "under model, _orig_mod.module. stripped, ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_checkpoints_of_other_trainers_are_read(layout, zipped, tmp_path):
     path = tmp_path / "w.pth"
-    theirs = create_model("tiny", 5)
-    torch.save(wrap(theirs.state_dict()), path)
+    wrap, says = LAYOUTS[layout]
+    current, average = create_model("tiny", 5), create_model("tiny", 5)
+    torch.save(wrap(current, average), path, _use_new_zipfile_serialization=zipped)
     net = create_model("tiny", 5, weights=str(path))
-    assert "classifier loaded" in net.weights_info
+    assert net.weights_info.startswith(f"unlisted file, {says}ours naming, classifier loaded, ")
+    for key, value in average.state_dict().items():
+        assert torch.equal(net.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("arch", ["tiny", *dict.fromkeys(arch for arch, _ in WEIGHTS)])
+def test_nothing_comes_off_a_networks_own_names(arch):
+    """With and without the head, whose absence leaves torchvision's EfficientNets features. alone,
+    and under a prefix, which comes off whatever stands below."""
+    with torch.device("meta"):
+        net = create_model(arch, 1000, "linear")
+    states = {"ours": net.state_dict()}
+    if arch in COEFFICIENTS:
+        states = {naming: as_published(net, naming) for naming in weights.namings(arch)}
+        assert len(states) == 4
+    if arch == "seresnext101":
+        states["cadene"] = as_published(net, "cadene")
+    for state in states.values():
+        headless = dict(list(state.items())[:-2])
+        assert len(net.state_dict()) - len(headless) == 2
+        for given in (state, headless):
+            assert weights.unwrap(given, "w.pth") == (given, [])
+            for prefix in ("module.", "features.", "model.blocks."):
+                found = weights.unwrap({"state_dict": under(prefix, given)}, "w.pth")
+                assert found == (given, ["under state_dict", f"{prefix} stripped"])
+
+
+def test_a_timm_checkpoint_and_a_lightning_one_are_recognised_below_their_wrapping(tmp_path):
+    """The naming, and with it the flavour, is told once all wrapping is off."""
+    path = str(tmp_path / "last.ckpt")
+    theirs = create_model("efficientnet_b0", 7, "linear", flavour="torchvision")
+    state = under("model.", as_published(theirs, "torchvision"))
+    torch.save({"state_dict": state, "hyper_parameters": {"root": pathlib.Path("x")}}, path)
+    net = create_model("efficientnet_b0", 7, "linear", weights=path)
+    assert net.weights_info.startswith(
+        "unlisted file, under state_dict, model. stripped, torchvision naming, "
+        "torchvision flavour, classifier loaded, sha256 "
+    )
     for key, value in theirs.state_dict().items():
-        assert torch.equal(net.state_dict()[key], value)
+        assert torch.equal(net.state_dict()[key], value), key
+
+
+def test_two_networks_in_one_state_dict_are_refused(tmp_path):
+    """Which of the two is meant cannot be known, so none is left out."""
+    path = tmp_path / "w.pth"
+    state = create_model("tiny", 5).state_dict()
+    torch.save({**under("student.", state), **under("teacher.", state)}, path)
+    assert refused(create_model, "tiny", 5, "mish", str(path), says="unexpected").endswith(
+        f"{2 * len(state)} unexpected (student.blocks.0.conv.weight, student.blocks.0.bn.weight, "
+        "student.blocks.0.bn.bias...); check --arch"
+    )
+
+
+def test_a_wrapping_without_end_is_refused(tmp_path):
+    endless = {}
+    endless |= dict.fromkeys(weights.KEYS, endless)
+    torch.save(endless, tmp_path / "w.pth")
+    refused(weights.unwrap, weights.read(tmp_path / "w.pth"), "w.pth", says="w.pth: holds no state")
+
+
+def test_what_an_average_counts_alone_is_no_network():
+    found = weights.unwrap({"n_averaged": torch.tensor(3)}, "w.pth")[0]
+    refused(weights.load, create_model("tiny", 5), found, "ours", "w.pth", says="missing")
 
 
 class Touches:
@@ -343,6 +515,105 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(zipped, place, tmp_path):
     with open(path, "rb") as file:  # the same file does leave its mark where code is run
         torch.load(file, weights_only=False)
     assert sentinel.exists()
+
+
+class Shadow:
+    """Pickled, it is the result of a call of whatever has this name, with this state."""
+
+    def __init__(self, name, call=(), state=None):
+        self.name, self.call, self.state = name, call, state
+
+
+class Pickler(pickle._Pickler):
+    """The one that is written in Python, whose opcodes can be given by hand."""
+
+    def save(self, value, **options):
+        if not isinstance(value, Shadow):
+            super().save(value, **options)
+            return
+        module, _, name = value.name.rpartition(".")
+        self.write(f"c{module}\n{name}\n".encode())
+        self.save(value.call)
+        self.write(pickle.REDUCE)
+        if value.state is not None:
+            self.save(value.state)
+            self.write(pickle.BUILD)
+
+
+def pickled(path, whole):
+    shadows = types.ModuleType("shadows")
+    shadows.Pickler, shadows.dumps = Pickler, pickle.dumps
+    torch.save(whole, path, pickle_module=shadows)
+
+
+@pytest.mark.parametrize("name", [
+    "argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "pathlib._local.PurePosixPath",
+    "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+])  # fmt: skip
+def test_what_is_ignored_is_inert(name, tmp_path):
+    """Whatever the version of Python and of NumPy that wrote it, and that reads it."""
+    path = tmp_path / "w.pth"
+    net = create_model("tiny", 5)
+    given = Shadow(name, call=("a", 1), state={"__class__": "x", "read": None})
+    pickled(path, {"state_dict": net.state_dict(), "args": given})
+    before = set(torch.serialization.get_safe_globals())
+    whole = weights.read(path)
+    assert type(whole["args"]) is weights.Inert and vars(whole["args"]) == {}
+    assert set(torch.serialization.get_safe_globals()) == before  # for this file alone
+    assert all(torch.equal(state_in(path)[k], value) for k, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [
+    "os.system", "posix.system", "builtins.eval", "subprocess.Popen", "pathlib.Path",
+    "argparse.ArgumentParser", "importlib.import_module",
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["argument", "state", "beside", "call"])
+def test_code_in_what_is_ignored_is_refused_and_not_run(name, place, tmp_path):
+    path, sentinel = tmp_path / "w.pth", tmp_path / "sentinel"
+    bomb = Shadow(name, call=(f"touch {sentinel}",))
+    args = {
+        "argument": Shadow("argparse.Namespace", call=(bomb,)),
+        "state": Shadow("argparse.Namespace", state={"lr": bomb}),
+        "beside": [Shadow("argparse.Namespace"), bomb],
+        "call": Shadow("pathlib.PosixPath", call=("a", [{"b": bomb}])),
+    }
+    pickled(path, {"state_dict": {"a": torch.ones(1)}, "args": args[place]})
+    said = refused(create_model, "tiny", 5, "mish", str(path), says="it would call")
+    called = name.removeprefix("builtins.")
+    assert said == (
+        f"{path}: unreadable or damaged (it would call {called}, and weights are read as tensors "
+        "only); get it again"
+    )
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("name", [
+    "evil.Namespace", "argparse2.Namespace", "omegaconf.dictconfig.DictConfig", "numpy.load",
+    "lightning.pytorch.callbacks.ModelCheckpoint", "__main__.Net", "pathlib2.PosixPath",
+])  # fmt: skip
+def test_an_unknown_class_is_refused_with_the_line_that_converts(name, tmp_path):
+    path = tmp_path / "w.ckpt"
+    pickled(path, {"state_dict": {"a": torch.ones(1)}, "x": Shadow(name)})
+    said = refused(create_model, "tiny", 5, "mish", str(path), says="it would call")
+    assert said == (
+        f"{path}: it would call {name}, and weights are read as tensors only; only if you trust "
+        f"it, run python -c \"import torch; torch.save(torch.load('{path}', weights_only=False)"
+        "['state_dict'], 'weights.pth')\" (of a whole network, .state_dict())"
+    )
+
+
+def test_the_line_that_converts_does(tmp_path):
+    """Where the code that the file calls can be imported, here from the folder."""
+    (tmp_path / "trainer.py").write_text("class Config:\n    pass\n")
+    net = create_model("tiny", 5)
+    pickled(tmp_path / "w.ckpt", {"state_dict": net.state_dict(), "c": Shadow("trainer.Config")})
+    said = refused(weights.read, tmp_path / "w.ckpt", says="call trainer.Config")
+    line = re.search(r'python -c "(.*?)"', said)[1]
+    subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
+    found = state_in(tmp_path / "weights.pth")
+    assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
 
 
 def test_a_bare_pickle_and_a_tar_are_refused_and_not_run(tmp_path, recwarn):
@@ -405,7 +676,7 @@ LIES = {
 def test_a_lying_safetensors_header_is_refused(lie, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(LIES[lie])
-    refused(weights.read, str(path), says=r"model\.safetensors: ")
+    refused(state_in, str(path), says=r"model\.safetensors: ")
 
 
 def test_safetensors_without_their_package_are_refused_with_its_name(tmp_path, monkeypatch):
@@ -427,8 +698,7 @@ def test_safetensors_are_read_as_their_own_library_writes_them(tmp_path):
     }
     path = str(tmp_path / "x.bin")
     save_file(state, path, metadata={"format": "pt"})
-    read, whole = weights.read(path)
-    assert whole is read
+    read = state_in(path)
     assert read.keys() == state.keys()
     for key, value in state.items():
         assert read[key].dtype == value.dtype and read[key].shape == value.shape
@@ -474,6 +744,51 @@ def test_a_damaged_file_is_named_with_its_reason(kind, tmp_path):
     path = tmp_path / "w.pth"
     path.write_bytes(content)
     assert str(path) in refused(create_model, "tiny", 5, "mish", str(path), says=says)
+
+
+MISFITS = {  # what is done to a state dict of resnet34; what is said of it
+    "missing": (
+        lambda s: s.pop("layer3.2.conv1.weight"),
+        "1 missing (layer3.2.conv1.weight); get another file",
+    ),
+    "mis-shaped": (
+        lambda s: s.update({"bn1.bias": torch.zeros(3)}),
+        "1 mis-shaped (bn1.bias); get another file",
+    ),
+    "another head": (
+        lambda s: s.update({"aux.weight": torch.zeros(3), "aux.bias": torch.zeros(3)}),
+        "2 unexpected (aux.weight, aux.bias); remove them from the file",
+    ),
+    "missing and unexpected": (
+        lambda s: s.update({"bn1.gamma": s.pop("bn1.weight")}),
+        "1 missing (bn1.weight); 1 unexpected (bn1.gamma); get another file",
+    ),
+    "a tenth missing": (
+        lambda s: [s.pop(key) for key in list(s) if key.startswith("layer4.") and "bn" in key],
+        "24 missing (layer4.0.bn1.weight, layer4.0.bn1.bias, layer4.0.bn1.running_mean...); "
+        "check --arch",
+    ),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_the_architecture_is_doubted_where_much_does_not_fit(misfit):
+    spoil, says = MISFITS[misfit]
+    net = create_model("resnet34", 1000, "linear")
+    state = {key.replace("head.", "fc."): value for key, value in net.state_dict().items()}
+    spoil(state)
+    said = refused(weights.load, net, state, "torchvision", "w.pth", says="w.pth")
+    assert said == f"w.pth: not resnet34 in torchvision naming: {says}"
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [
+    ("efficientnet_b0", "efficientnet_b1"), ("efficientnet_b1", "efficientnet_b0"),
+    ("efficientnet_b0", "efficientnet_lite0"), ("tiny", "resnet34"), ("resnet34", "tiny"),
+])  # fmt: skip
+def test_weights_of_a_network_much_alike(theirs, ours):
+    state = create_model(theirs, 5).state_dict()
+    said = refused(weights.load, create_model(ours, 5), state, "ours", says=f"not {ours} in ours")
+    assert said.endswith("; check --arch")
 
 
 def test_weights_of_another_architecture(tmp_path):
