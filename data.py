@@ -13,20 +13,18 @@ Differs from the course's loader: RGB in place of BGR, levels stay uint8 until t
 """
 
 import argparse
-import csv
 import ctypes
 import hashlib
-import io
 import itertools
 import json
 import os
-import re
 import signal
 import stat
 import sys
 import time
 import unicodedata
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -34,8 +32,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+import layouts
+from decoding import decode, opened, reduced_size, upright_size
+from layouts import DataError, did_you_mean, some
 
 ACTORS = ("adult", "baby", "ball", "bird", "car", "cat", "dog")  # tens of an id, from 1
 ACTIONS = ("climbing", "crawling", "eating", "flying", "jumping", "rolling", "running", "walking",
@@ -55,25 +56,13 @@ COLOURS = {  # id: RGB in Annotations/col, from the colour map distributed with 
 PALETTE = {i: (f"{ACTORS[i // 10 - 1]}-{ACTIONS[i % 10 - 1]}", c) for i, c in COLOURS.items()}
 CLASSES = [name for _, (name, _) in sorted(PALETTE.items())]  # 43, in index order
 NONE = 255  # in label maps: background, padding, ids outside the 43
-MAX_PIXELS = 50_000_000  # an image is refused from its header above this: 150 MB as uint8 RGB
+# The report's greatest zoom shows a frame of 640 pixels, its shorter side, to an input of 224 pixel
+# for pixel: what is larger is reduced as it is decoded. A2D's frames, of 320, never are.
+SHOWN, SIZE = 640, 224
+LONGEST_CHECK = 120  # seconds that decoding every image at the start may take
+CHECK_INTERVAL = 5  # seconds between the lines of a check
+PREFETCHED = 2  # batches that each worker is ahead
 WORKER_SECONDS = 300  # a worker that brings no batch for so long has failed
-MAX_LISTED = 50  # problems printed one by one; the rest are counted
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
-
-class DataError(ValueError):
-    """Input that cannot be used. `problems`: one line each, "where: what – what to do"."""
-
-    exit_code = 3
-
-    def __init__(self, *problems: str):
-        self.problems = list(problems)
-        lines = self.problems[:MAX_LISTED]
-        if len(problems) > MAX_LISTED:
-            lines.append(f"... and {len(problems) - MAX_LISTED} more")
-        super().__init__(
-            lines[0] if len(lines) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(lines)
-        )
 
 
 class Batch(NamedTuple):
@@ -86,52 +75,7 @@ class Batch(NamedTuple):
     label_maps: torch.Tensor | None  # (B, H, W) uint8 class index, 255 = none
 
 
-# ------------------------------------------------------------------------------------ decoding
-
-
-def decode(path) -> np.ndarray:
-    """Image file -> (H, W, 3) uint8 RGB, as `rgb` makes it.
-
-    raises  DataError naming the file: unreadable, truncated, or refused by `rgb`
-    """
-    try:
-        with Image.open(path) as image:
-            return rgb(image, path)
-    except (DataError, MemoryError):
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: {error} – scale it down") from None
-    except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise DataError(f"{path}: cannot be read ({reason}) – replace or remove it") from None
-
-
-def rgb(image, name="image") -> np.ndarray:
-    """PIL image -> (H, W, 3) uint8 RGB.
-
-    EXIF rotation is applied; palettes and CMYK are converted; alpha is composited over white (a
-    transparent pixel's hidden colour is not image content); 16-bit grey keeps its upper 8 bits;
-    of an animation the first picture is taken. Float images are refused: they have no agreed range.
-    raises  DataError that begins with `name`: float pixels, or over MAX_PIXELS by its header
-    """
-    # The header says how large it is, before a pixel is decoded.
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"{name}: {width} x {height} pixels – scale it down to at most {MAX_PIXELS:,}"
-        )
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise DataError(f"{name}: float pixels have no agreed range – save as 8-bit")
-    if image.mode.startswith("I"):
-        grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+# ------------------------------------------------------------------------------------ label maps
 
 
 @cache
@@ -176,23 +120,33 @@ def read_label_map(path) -> tuple[np.ndarray, int]:
 # ------------------------------------------------------------------------------------ data sets
 
 
+def longest_shown(size) -> int | None:
+    """Pixels of a frame's shorter side, beyond which an input of `size` pixels shows no more."""
+    return None if size is None else max(SHOWN, SHOWN * size // SIZE)
+
+
 class Frames(Dataset):
     """A checked list of frames; what A2D, CSVDataset and ImageFolder are.
 
     class_names  C names in index order
-    names        N ids for people: "<video>/<frame>", the CSV's path, the path below the folder
+    rows         layouts.Row of each frame; its `name` is for people: "<video>/<frame>", a path
     labels       (N, C) float32 0/1 of the whole frame, or None where images are unlabelled
+    size         pixels, of the network's input: frames that show no more than it can see are
+                 reduced, as `decode` does; None: none is
     [i]          (i, frame (3, H, W) uint8, labels (C,) or None, label map (H, W) uint8 or None)
 
     keep="cpu" or a GPU holds every decoded frame there (uint8: A2D's training list is 2.6 GB, its
     label maps 0.9 GB), so that later epochs decode nothing.
     """
 
-    def __init__(self, class_names, names, paths, where, labels=None, map_paths=None, keep=None,
+    def __init__(self, class_names, rows, labels=None, map_paths=None, keep=None, size=None,
                  problems=()):
-        self.class_names, self.names, self.labels = list(class_names), names, labels
-        self.paths, self.map_paths, self.where = paths, map_paths, where  # where: "file:line"
-        self.kept, self.keep = [None] * len(paths) if keep else None, keep
+        self.class_names, self.labels, self.map_paths = list(class_names), labels, map_paths
+        self.names = [row.name for row in rows]
+        self.paths = [row.path for row in rows]
+        self.where = [row.where for row in rows]
+        self.shorter = longest_shown(size)
+        self.kept, self.keep = [None] * len(rows) if keep else None, keep
         self._check(list(problems))
 
     def __len__(self):
@@ -202,17 +156,28 @@ class Frames(Dataset):
         frame, label_map = self._read(i)[:2] if self.kept is None else self.kept[i]
         return i, frame, None if self.labels is None else self.labels[i], label_map
 
+    def fingerprint(self, rows=None) -> str:
+        """How many frames these, or those at `rows`, are, and a hash of their names and labels."""
+        rows = range(len(self)) if rows is None else rows
+        names = [self.names[i] for i in rows]
+        digest = hashlib.sha256(json.dumps([names, self.class_names]).encode())
+        if self.labels is not None:
+            digest.update(self.labels[list(rows)].to(torch.uint8).numpy().tobytes())
+        return f"{len(names)} frames, {digest.hexdigest()[:16]}"
+
     def _read(self, i):
-        frame = torch.from_numpy(decode(self.paths[i])).permute(2, 0, 1).contiguous()  # (3, H, W)
+        """Frame, label map, and the map's classes and its number of pixels with other ids."""
+        frame = torch.from_numpy(decode(self.paths[i], self.shorter))
+        frame = frame.permute(2, 0, 1).contiguous()  # (3, H, W)
         if self.map_paths is None:
-            return frame, None, 0
-        label_map, unknown = read_label_map(self.map_paths[i])
-        if label_map.shape != frame.shape[1:]:
+            return frame, None, None, 0
+        whole, unknown = read_label_map(self.map_paths[i])
+        if reduced_size(whole.shape, self.shorter) != frame.shape[1:]:
             raise DataError(
-                f"{self.map_paths[i]}: label map {label_map.shape} for a frame of "
+                f"{self.map_paths[i]}: label map {whole.shape} for a frame of "
                 f"{tuple(frame.shape[1:])} (height, width) – extract the frames at their own size"
             )
-        return frame, torch.from_numpy(label_map), unknown
+        return frame, torch.from_numpy(nearest(whole, frame.shape[1:])), whole, unknown
 
     def _check(self, problems):
         """Decode everything once: find every unreadable file, fill `labels` from the label maps.
@@ -221,9 +186,9 @@ class Frames(Dataset):
         that the next start only looks at the files' sizes and times.
         """
         # Files that cannot be there, found without reading any; and a stamp of those that are.
-        stamp, missing = hashlib.sha256(b"index 2"), set()
-        for i, path in enumerate(self.paths):
-            for file in [path] if self.map_paths is None else [path, self.map_paths[i]]:
+        stamp, missing, faults = hashlib.sha256(b"index 2"), set(), []
+        for i in range(len(self)):
+            for file in self._files(i):
                 try:
                     seen = os.stat(file)
                     stamp.update(f"{file}\0{seen.st_size}\0{seen.st_mtime_ns}\0".encode())
@@ -237,15 +202,16 @@ class Frames(Dataset):
                     wrong = "its name is not UTF-8 – rename it"
                 if wrong:
                     missing.add(i)
-                    problems.append(f"{self.where[i]}: {file}: {wrong}")
+                    faults.append((self.where[i], file, wrong))
 
         # What was found in these very files before, or else what is found now.
         index = f"{stamp.hexdigest()[:32]}.json"
         recalled = None if self.kept is not None or missing else _recall(index)
-        found = recalled or self._decode_all(problems, missing)
+        found = recalled or self._decode_all(faults, missing)
+        problems += merged(faults)
         if problems:
             raise DataError(*problems)
-        if found is not recalled:
+        if found is not recalled and found["decoded"]:
             _remember(index, found)
 
         # A frame's labels are the classes that its label map shows.
@@ -266,35 +232,76 @@ class Frames(Dataset):
                 stacklevel=4,
             )
 
-    def _decode_all(self, problems, missing):
-        """{"present": class indices of each label map, "unknown": paths of maps with other ids}."""
+    def _files(self, i):
+        return [self.paths[i]] if self.map_paths is None else [self.paths[i], self.map_paths[i]]
+
+    def _decode_all(self, faults, missing):
+        """{"present": class indices of each label map, "unknown": paths of maps with other ids,
+        "decoded": whether all files were, and not the headers of some alone}.
+        """
+        result = {"present": [], "unknown": [], "decoded": True}
 
         def look(i):
             if i in missing:
-                return (), [], 0
+                return None, [], 0
             try:
-                frame, label_map, unknown = self._read(i)
+                if not result["decoded"]:
+                    with opened(self.paths[i], self.shorter):
+                        return None, [], 0
+                frame, label_map, whole, unknown = self._read(i)
             except DataError as error:
-                return error.problems, [], 0
+                return error.problems[0], [], 0
             # With --cache what is decoded here is decoded for good.
             if self.kept is not None:
                 self.kept[i] = [t if t is None else t.to(self.keep) for t in (frame, label_map)]
-            present = [] if label_map is None else np.unique(label_map.numpy()).tolist()
-            return (), [c for c in present if c != NONE], unknown
+            present = [] if whole is None else np.unique(whole).tolist()
+            return None, [c for c in present if c != NONE], unknown
 
-        result = {"present": [], "unknown": []}
         began = said = time.monotonic()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL
-            for i, (errors, present, unknown) in enumerate(pool.map(look, range(len(self)))):
-                problems += [f"{self.where[i]}: {error}" for error in errors]
+            for i, (error, present, unknown) in enumerate(pool.map(look, range(len(self)))):
+                if error:
+                    file = next(f for f in self._files(i) if error.startswith(f"{f}: "))
+                    faults.append((self.where[i], file, error.removeprefix(f"{file}: ")))
                 result["present"] += [present] if self.map_paths else []
                 result["unknown"] += [self.map_paths[i]] if unknown else []
+
                 # Tens of thousands of files take minutes, which would look like a hang.
-                if time.monotonic() - said > 5:
+                if time.monotonic() - said > CHECK_INTERVAL:
                     said = time.monotonic()
                     left = (said - began) / (i + 1) * (len(self) - i - 1)
                     print(f"checking images: {i + 1} of {len(self)}, {left:.0f} s left", flush=True)
+                    needed = self.map_paths or self.kept is not None
+                    if left > LONGEST_CHECK and result["decoded"] and not needed:
+                        result["decoded"] = False
+                        print("note: of the others only the headers are read now, so a damaged "
+                              "image ends the run when it is met")  # fmt: skip
         return result
+
+
+def merged(faults) -> list[str]:
+    """A problem for each (where, file, what), or one for more than three files with one fault."""
+    files = {}
+    for _, file, what in faults:
+        files.setdefault(what, []).append(file)
+
+    problems = []
+    for where, file, what in faults:
+        alike = files[what]
+        if len(alike) <= 3:
+            problems.append(f"{where}: {file}: {what}")
+        elif file == alike[0]:
+            problems.append(f"{where}: {len(alike)} files: {what}: {some(alike, 3)}")
+    return problems
+
+
+def nearest(label_map, size):
+    """(H, W) -> (h, w): of each cell of the smaller one, the label at its middle."""
+    rows, columns = (
+        ((np.arange(n) + 0.5) * whole / n).astype(int)
+        for n, whole in zip(size, label_map.shape, strict=True)
+    )
+    return label_map if tuple(size) == label_map.shape else label_map[rows][:, columns]
 
 
 def cache_home():
@@ -333,11 +340,6 @@ def _remember(name, found):
               "XDG_CACHE_HOME to a folder that can be written")  # fmt: skip
 
 
-def _leaves_root(path: str) -> bool:
-    """True for absolute paths, `..`, `~`, drive letters, backslashes, ""; links may leave."""
-    return bool(re.match(r"[A-Za-z]:|/|~|$", path)) or "\\" in path or ".." in path.split("/")
-
-
 class A2D(Frames):
     """A2D in its own layout; `root` is `Release/`, its parent, or the course's `A2D/`.
 
@@ -348,273 +350,131 @@ class A2D(Frames):
             `Annotations/mat/….mat` where there is no `col` file
     """
 
-    def __init__(self, root, split="train", keep=None):
-        found = find_a2d(root)
+    def __init__(self, root, split="train", keep=None, size=None):
+        found = layouts.find_a2d(root)
         if found is None:
             raise DataError(f"{root}: no A2D tree – it must hold pngs320H/ and Annotations/")
-        listed, problems = _a2d_list(found, split)
-        # A name stands once, below the folders of A2D.
-        seen = {}
-        for where, name in listed:
-            if _leaves_root(name) or name.count("/") != 1:
-                problems.append(f"{where}: {name!r} is not <video>/<frame> – correct it")
-            elif seen.setdefault(name, where) != where:
-                problems.append(f"{where}: {name} stands already at {seen[name]} – drop one")
-
-        # Label maps as colours, or as matrices where there are none.
-        paths = [f"{found}/pngs320H/{name}.png" for name in seen]
-        maps = [f"{found}/Annotations/col/{name}.png" for name in seen]
-        for i, name in enumerate(seen):
-            mat = f"{found}/Annotations/mat/{name}.mat"
-            if not os.path.exists(maps[i]) and os.path.exists(mat):
-                maps[i] = mat
-
-        if not listed and not problems:
-            problems.append(f"{found}: its {split} list is empty – restore it")
-        names, where = list(seen), list(seen.values())
-        super().__init__(CLASSES, names, paths, where, None, maps, keep, problems)
+        rows, maps, problems = layouts.read_a2d(found, split)
+        super().__init__(CLASSES, rows, None, maps, keep, size, problems)
 
 
-def find_a2d(root) -> Path | None:
-    """The folder of an A2D tree at or below `root`, or None."""
-    for folder in (Path(root), Path(root) / "Release", Path(root) / "A2D"):
-        if os.path.isdir(folder / "pngs320H") and os.path.isdir(folder / "Annotations"):
-            return folder
-    return None
+class Listed(Frames):
+    """The frames of a layouts.Listing, with the labels that it gives them.
 
-
-def _a2d_list(root, split):
-    """[(where, "<video>/<frame>")] of one split, and the problems of the list itself."""
-    # The course's lists, where there are any.
-    file = root / "list" / f"{split}.txt"
-    if os.path.exists(file):
-        return _lines(file), []
-    if os.path.exists(root / "list"):  # the official split would be another set of frames
-        raise DataError(f"{file}: cannot be found – restore it or drop list/ to split officially")
-
-    # Else the official split: all annotated frames of the videos that the last column names.
-    file = root / "videoset.csv"
-    if split not in ("train", "val") or not os.path.exists(file):
-        raise DataError(f"{root}: has neither list/{split}.txt nor an official {split} split")
-
-    listed, problems = [], []
-    for where, line in _lines(file):
-        row = [cell.strip() for cell in line.split(",")]
-        if len(row) != 9 or row[8] not in ("0", "1") or _leaves_root(row[0]):
-            problems.append(f"{where}: {line[:99]!r} – must be 9 columns, an id first, 0 or 1 last")
-        elif row[8] == ("0" if split == "train" else "1"):
-            maps = root / "Annotations"
-            frames = {f.stem for f in (maps / "col" / row[0]).glob("[!.]*.png")}
-            frames |= {f.stem for f in (maps / "mat" / row[0]).glob("[!.]*.mat")}
-            listed += [(where, f"{row[0]}/{frame}") for frame in sorted(frames)]
-            if not frames:
-                problems.append(f"{where}: {row[0]} has no label map – restore it or drop the line")
-    return listed, problems
-
-
-def _lines(file) -> list[tuple[str, str]]:
-    """[("file:line", text)] of the lines that are not blank."""
-    lines = enumerate(_read_text(file).split("\n"), 1)
-    return [(f"{file}:{n}", line.strip()) for n, line in lines if line.strip()]
-
-
-def _read_text(file) -> str:
-    try:
-        text = Path(file).read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: not UTF-8 – save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror} – restore it, or make it readable") from None
-    if wrong := re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text):  # all but tab and \n
-        line = text[: wrong.start()].count("\n") + 1
-        raise DataError(f"{file}:{line}: holds the control character {wrong[0]!r} – remove it")
-    return text
-
-
-class CSVDataset(Frames):
-    """Your own images: a UTF-8 CSV `path,labels[,split]` or, of 0/1, `path,CLASS,CLASS…[,split]`.
-
-    path     relative to the CSV's folder, staying below it (links are followed)
-    labels   names separated by `|`, empty for none; classes are the names in `classes.txt` beside
-             the CSV (one a line) or else every name in the file, sorted
-    split    train, val or test; without it a fifth of the rows, by a hash of the path, is val
+    split    train, val or test, of a listing that names none by its rows' names; None: all rows
     classes  names a checkpoint knows, in its order: other labels are then problems
-
-    split=None takes every row.
     """
 
-    def __init__(self, path, split=None, classes=None, keep=None):
-        path, problems = Path(path), []
-        rows, named = _csv_rows(path, problems)
-        if classes is None:
-            classes = _csv_classes(path, named, problems)
-            if not problems and not any(row.labels for row in rows):
-                problems.append(f"{path}: names no label in any row – fill the column labels")
+    def __init__(self, listing, split=None, classes=None, keep=None, size=None):
+        problems = list(listing.problems)
+        names = listing.classes if classes is None else classes
+        if names is None:
+            names = _sorted_classes(listing, problems)
+        unnamed = listing.labelled() and not any(row.labels for row in listing.rows)
+        if unnamed and classes is None and not problems:
+            problems.append(f"{listing.source}: names no label in any row – fill the column labels")
 
         # Classes that a checkpoint or classes.txt names are all that there are.
-        column = {name: i for i, name in enumerate(classes)}
-        known = ", ".join(classes[:8]) + (" …" if len(classes) > 8 else "")
-        for row in rows:
+        column = {name: i for i, name in enumerate(names)}
+        unknown = {}  # label: the rows that have it
+        for row in listing.rows:
             for name in row.labels:
                 if name not in column:
-                    problems.append(f"{row.where}: unknown label {name!r} – classes are {known}")
-
-        rows = [row for row in rows if split in (None, row.split)]
-        if not rows and not problems:
-            problems.append(f"{path}: no row is of split {split} – name some in a column split")
-
-        labels = np.zeros((len(rows), len(classes)), np.float32)
-        for row, vector in zip(rows, labels, strict=True):
-            vector[[column[name] for name in row.labels if name in column]] = 1
-        names, where = [row.path for row in rows], [row.where for row in rows]
-        paths = [os.path.join(path.parent, name) for name in names]
-        labels = torch.from_numpy(labels)
-        super().__init__(classes, names, paths, where, labels, None, keep, problems)
-
-
-def _csv_classes(path, named, problems):
-    """The names in `classes.txt` beside the CSV or, sorted, those that it names itself."""
-    file, first = path.parent / "classes.txt", {}
-    if os.path.exists(file):
-        for where, name in _lines(file):
-            if first.setdefault(name, where) != where:
-                problems.append(f"{where}: {name} stands already at {first[name]} – drop one")
-        if not first:
-            problems.append(f"{file}: names no class – write one a line, or remove the file")
-        return list(first)
-
-    # Two names that look alike are most likely one that was mistyped, and would be two classes.
-    for name in sorted(named):
-        shape = unicodedata.normalize("NFKC", name).casefold()
-        other = first.setdefault("".join(filter(str.isprintable, shape)), name)
-        if other != name:
+                    unknown.setdefault(name, []).append(row.where)
+        for name, places in unknown.items():
+            more = f" (and {len(places) - 1} more rows)" if len(places) > 1 else ""
             problems.append(
-                f"{named[name]}: label {name!r} looks like {other!r} ({named[other]}) – write both "
-                "alike, or list both in classes.txt"
+                f"{places[0]}{more}: unknown label {name!r} – classes are {some(names)}"
+                f"{did_you_mean(name, names)}"
             )
-    return sorted(named)
 
-
-class _Row(NamedTuple):
-    where: str  # "file:line"
-    path: str
-    labels: list[str]
-    split: str
-
-
-def _csv_rows(path, problems):
-    """([_Row] in file order, {label: where it stands first}); problems by line, column, value."""
-    reader = csv.reader(io.StringIO(_read_text(path)), strict=True)
-    rows, named, first, line = [], {}, {}, 1  # the line that a row begins at
-    try:
-        # The header: either one column of names, or a column for each class.
-        header = [name.strip() for name in next(reader, [])]
-        if "path" not in header or "" in header or not 2 <= len(set(header)) == len(header):
-            raise DataError(
-                f"{path}:1: the header must name path and labels, or a column a class, each once, "
-                f"commas between them – it is {header[:8]}"
+        rows = [row for row in listing.rows if split in (None, row.split_or_default())]
+        if not rows and not problems:
+            there = sorted({row.split_or_default() for row in listing.rows})
+            problems.append(
+                f"{listing.source}: no row is of split {split} – name some in a column split"
+                f" (there are {some(there) or 'no rows'})"
             )
-        classes = [name for name in header if name not in ("path", "labels", "split")]
-        if "labels" in header and classes:
-            raise DataError(f"{path}:1: both `labels` and columns {classes[:5]} – keep one kind")
-        named |= dict.fromkeys(classes, f"{path}:1")
-        line += reader.line_num
 
-        for cells in reader:
-            where, lines = f"{path}:{line}", reader.line_num + 1 - line
-            line += lines
-            # A quotation mark that is never closed swallows the lines after it.
-            if lines > 1:
-                problems.append(f"{where}: a quoted cell goes on for {lines} lines – end it in one")
-                continue
-            if len(cells) != len(header):
-                problems.append(f"{where}: {len(cells)} cells, {len(header)} columns – correct it")
-                continue
-
-            cell = dict(zip(header, (c.strip() for c in cells), strict=True))
-            name, split = cell["path"], cell.get("split")
-            if "labels" in header:
-                labels = [label.strip() for label in cell["labels"].split("|") if label.strip()]
-            else:
-                labels = [c for c in classes if cell[c] == "1"]
-                wrong = [c for c in classes if cell[c] not in ("0", "1")]
-                problems += [f"{where}: column {c} is {cell[c]!r} – must be 0, 1" for c in wrong]
-            for label in labels:
-                named.setdefault(label, where)
-
-            # One image in two rows would be in two splits, or have two sets of labels.
-            file = os.path.normpath(name)  # ./a.png and b//../a.png are a.png too
-            if _leaves_root(name):
-                problems.append(f"{where}: path {name!r} – must name a file below the CSV's folder")
-            elif file in first:
-                problems.append(f"{where}: {name} stands already at {first[file]} – drop one")
-            else:
-                # Without a column, the split is the path's own: no new row changes that of another.
-                first[file] = where
-                if split is None:
-                    split = "val" if hashlib.sha256(name.encode()).digest()[0] % 5 == 0 else "train"
-                rows.append(_Row(where, name, labels, split))
-
-            if split not in ("train", "val", "test", None):
-                problems.append(f"{where}: column split is {split!r} – must be train, val, test")
-    except csv.Error as error:
-        problems.append(f"{path}:{line}: {error} – look for an odd quotation mark from here on")
-    return rows, named
+        labels = None
+        if listing.labelled():
+            labels = torch.zeros(len(rows), len(names))
+            for row, vector in zip(rows, labels, strict=True):
+                vector[[column[name] for name in row.labels if name in column]] = 1
+        super().__init__(names, rows, labels, None, keep, size, problems)
 
 
-class ImageFolder(Frames):
+class CSVDataset(Listed):
+    """Your own images: a table `path,labels[,split]` or, of 0/1, `path,CLASS,CLASS…[,split]`.
+
+    path     relative to the table's folder, or to `images`, staying below it (links are followed)
+    labels   names separated by `|`, empty for none; classes are the names in `classes.txt` beside
+             the table (one a line) or else every name in the file, sorted
+    split    train, val or test; without it a fifth of the rows, by a hash of the path, is val
+
+    layouts.py says what else is read. split=None takes every row.
+    """
+
+    def __init__(self, path, split=None, classes=None, keep=None, size=None, images=None):
+        super().__init__(layouts.read_table(path, images, classes), split, classes, keep, size)
+
+
+class ImageFolder(Listed):
     """Images without labels: every picture below a folder, by extension, sorted; or one file."""
 
-    def __init__(self, path, class_names=(), keep=None):
-        path, errors = Path(path), []
-        single = path.is_file()
-        top = path.parent if single else path
-        walk = [(top, (), [path.name])] if single else os.walk(top, onerror=errors.append)
-        files = [Path(folder, name) for folder, _, names in walk for name in names]
-        files = sorted(file for file in files if file.suffix.lower() in EXTENSIONS)
-        names, paths = [file.relative_to(top).as_posix() for file in files], list(map(str, files))
-        problems = [f"{e.filename}: {e.strerror} – name a folder that can be read" for e in errors]
-        if not files and not problems:
-            problems = [f"{path}: no picture, of {', '.join(sorted(EXTENSIONS))}"]
-        super().__init__(class_names, names, paths, names, keep=keep, problems=problems)
+    def __init__(self, path, class_names=(), keep=None, size=None):
+        super().__init__(layouts.read_folder(path, ()), None, class_names, keep, size)
 
 
-def load(path, splits=("train", "val"), classes=None, keep=None) -> dict[str, Frames]:
-    """Open an A2D tree, a `.csv`, or a folder of images (split "all").
+def _sorted_classes(listing, problems) -> list[str]:
+    """The names that a listing itself has, sorted.
 
-    classes  a checkpoint's class names: A2D's must equal them, a CSV is read with them
+    Two that look alike are most likely one that was mistyped, and would be two classes.
+    """
+    seen = {}
+    for name in sorted(listing.named):
+        shape = unicodedata.normalize("NFKC", name).casefold()
+        other = seen.setdefault("".join(filter(str.isprintable, shape)), name)
+        if other != name:
+            problems.append(
+                f"{listing.named[name]}: label {name!r} looks like {other!r} "
+                f"({listing.named[other]}) – write both alike, or list both in classes.txt"
+            )
+    return sorted(listing.named)
+
+
+def load(path, splits=("train", "val"), classes=None, keep=None, size=None, images=None, val=None):
+    """Open an A2D tree, a table, or a folder of images, and say what is assumed of it.
+
+    splits   train, val, test; None: val or, where the list names no splits, all rows
+    classes  a checkpoint's class names: A2D's must equal them, other lists are read with them
+    images   folder of a table's paths; None: the table's own
+    val      table or folder with the validation frames: those at `path` are all trained on then
+    returns  {split: Frames}; the split is "all" where it is of all rows, or has no labels
     raises   DataError with the problems of all splits together, frames in two splits among them
     """
-    if not path or not os.path.exists(path):
-        raise DataError(
-            f"--data {path}: does not exist, or may not be read – name an A2D tree, a .csv or a "
-            "folder of images"
-        )
-
-    # A CSV is known by its name, an A2D tree by its folders; all else is images without labels.
-    path = Path(path)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        opened = partial(CSVDataset, path, classes=classes, keep=keep)
-    elif find_a2d(path):
-        opened = partial(A2D, path, keep=keep)
-    else:
-        return {"all": ImageFolder(path, classes or (), keep)}
+    for flag, named in ("--data", path), ("--images", images), ("--val", val):
+        if named is not None and not (named and os.path.exists(named)):
+            raise DataError(
+                f"{flag} {named}: does not exist, or may not be read – name an A2D tree, a .csv or "
+                "a folder of images"
+            )
 
     sets, problems = {}, []
-    for split in splits:
+    for split, open_split in _openings(path, splits, classes, images, val).items():
         try:
-            sets[split] = opened(split=split)
+            sets[split] = open_split(keep=keep, size=size)
         except DataError as error:
             problems += error.problems
 
     # A frame that is trained on must not be scored.
     for (a, left), (b, right) in itertools.combinations(sets.items(), 2):
-        place = dict(zip(left.names, left.where, strict=True))
+        place = dict(zip(map(os.path.abspath, left.paths), left.where, strict=True))
         problems += [
-            f"{right.where[i]}: {name} is also in {a} ({place[name]}) – keep it out of {b}"
-            for i, name in enumerate(right.names)
-            if name in place
+            f"{right.where[i]}: {right.names[i]} is also in {a} ({place[file]}) – keep it out of "
+            f"{b}"
+            for i, file in enumerate(map(os.path.abspath, right.paths))
+            if file in place
         ]
 
     if problems:
@@ -623,6 +483,50 @@ def load(path, splits=("train", "val"), classes=None, keep=None) -> dict[str, Fr
         if classes is not None and dataset.class_names != list(classes):
             raise DataError(f"{path} ({split}): its classes differ from the checkpoint's")
     return sets
+
+
+def _openings(path, splits, classes, images, val):
+    """{split: what opens it, if called with keep and size}, for `load`."""
+    if layouts.find_a2d(path):
+        if images or val:
+            raise DataError("--images, --val: A2D has lists of its own – leave them out")
+        return {split or "val": partial(A2D, path, split or "val") for split in splits}
+
+    listing = layouts.read(path, images, classes)
+    if val is None:
+        chosen = choose_rows(listing, splits)
+        say(listing)
+        return {name: partial(Listed, listing, rows, classes) for name, rows in chosen.items()}
+
+    # The classes are those of the training frames.
+    names = listing.classes or sorted(listing.named)
+    checked = layouts.read(val, images, names)
+    if listing.has_splits() or checked.has_splits():
+        listing.note("splits that a table names are not heeded, since --val names one")
+    say(listing)
+    say(checked)
+    return {"train": partial(Listed, listing, None), "val": partial(Listed, checked, None, names)}
+
+
+def say(listing):
+    for note in listing.notes:
+        print(f"note: {note}")
+
+
+def choose_rows(listing, splits) -> dict[str, str | None]:
+    """{name of a set: the split of its rows, or None for all of them}."""
+    asked_for_one = len(splits) == 1 and splits[0] is not None
+    if not listing.labelled() and not (asked_for_one and listing.has_splits()):
+        return {"all": None}
+    if not listing.has_splits():
+        if "val" in splits:
+            listing.note("names no splits: a fifth of its rows, by a hash of the path, is val")
+        return {split or "all": None if split in (None, "test") else split for split in splits}
+
+    unsaid = sum(row.split is None for row in listing.rows)
+    if unsaid:
+        listing.note(f"{unsaid} rows name no split: by a hash of the path, a fifth of them is val")
+    return {split or "val": split or "val" for split in splits}
 
 
 # ------------------------------------------------------------------------------------ batches
@@ -653,7 +557,13 @@ def collate(samples) -> Batch:
     # A data set has labels and label maps for all of its frames, or for none.
     labels = None if labels[0] is None else torch.stack(labels)
     maps = None if maps[0] is None else padded(maps, NONE)
-    return Batch(torch.tensor(index), padded(frames, 0), sizes, labels, maps)
+    batch = Batch(torch.tensor(index), padded(frames, 0), sizes, labels, maps)
+    # What a worker sends is moved to shared memory here, where a lack of it is an error at once.
+    if get_worker_info():
+        for tensor in batch:
+            if tensor is not None:
+                tensor.share_memory_()
+    return batch
 
 
 def _worker(_):
@@ -688,6 +598,7 @@ def batches(dataset, indices, batch_size, workers=0, pin=False, rank=0, ranks=1)
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
+        prefetch_factor=PREFETCHED if workers else None,
         timeout=WORKER_SECONDS if workers else 0,
         worker_init_fn=_worker,
     )
@@ -713,27 +624,68 @@ def to_device(batch: Batch, device, stream=None) -> Batch:
 
 
 def describe(sets: dict[str, Frames]) -> str:
-    """One line a split: frames, labels a frame, positives a class (fewest, median, most)."""
-    # Rare classes are what a data set fails by, so the fewest positives are said.
-    lines = []
+    """A line a split: frames, labels a frame, positives a class (fewest, median, most); then the
+    classes, those that a split lacks, and a warning if most occur once."""
+    lines, seen = [], Counter()
     for split, dataset in sets.items():
         line = f"{split} {len(dataset):,} frames"
         if dataset.labels is not None:
-            positives = dataset.labels.sum(0).sort().values
+            # Rare classes are what a data set fails by, so the fewest positives are said.
+            counts = dataset.labels.sum(0)
+            positives = counts.sort().values
             line += (
                 f", {dataset.labels.sum(1).mean():.2f} labels a frame, positives a class "
                 f"{positives[0]:.0f} / {positives[len(positives) // 2]:.0f} / {positives[-1]:.0f}"
                 f" (fewest / median / most of {len(positives)})"
             )
+            seen.update(dict(zip(dataset.class_names, counts.int().tolist(), strict=True)))
         lines.append(line)
+
+    if seen:
+        lines.append("classes: " + some((f"{name} {count}" for name, count in seen.items()), 10))
+    for split, dataset in sets.items():
+        if dataset.labels is not None and not dataset.labels.any(0).all():
+            absent = ~dataset.labels.any(0)
+            names = [name for name, none in zip(dataset.class_names, absent, strict=True) if none]
+            lines.append(f"{split} has no frame of {some(names, 10)}")
+    if sum(count == 1 for count in seen.values()) > len(seen) / 2:
+        lines.append("warning: most classes occur once – are labels separated otherwise than by |?")
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def describe_batches(dataset, batch_size, workers) -> str:
+    """A line on the memory that decoded batches take, where it passes 1 GB, or ""."""
+    sizes = []
+    for path in dataset.paths[:: max(1, len(dataset) // 100)]:
+        with opened(path, dataset.shorter) as image:
+            sizes.append(reduced_size(upright_size(image), dataset.shorter))
+
+    width, height = (max(sides) for sides in zip(*sizes, strict=True))
+    channels = 3 if dataset.map_paths is None else 4
+    batch = batch_size * width * height * channels
+    waiting = PREFETCHED * workers + 1
+    if batch * waiting < 1e9:
+        return ""
+    return (
+        f"decoded frames take {batch * waiting / 1e9:.1f} GB of memory: {waiting} batches of "
+        f"{batch_size} frames up to {width} x {height} – fewer --workers or a smaller --batch-size "
+        "take less"
+    )
+
+
+def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description="Check a data set and print what is in it.")
     parser.add_argument("data", help="A2D folder, .csv or folder of images, as for train.py --data")
+    parser.add_argument("--images", help="as for train.py")
+    parser.add_argument("--val", help="as for train.py")
+    args = parser.parse_args(argv)
     try:
-        print(describe(load(parser.parse_args().data)))
+        print(describe(load(args.data, images=args.images, val=args.val)))
     except (DataError, MemoryError) as failure:
         print(f"data.py: {failure}", file=sys.stderr)
-        sys.exit(3 if isinstance(failure, DataError) else 5)
+        return 3 if isinstance(failure, DataError) else 5
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

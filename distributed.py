@@ -141,11 +141,13 @@ class World:
 def end_workers():
     """Kill the decoding processes that an exception left: Python's exit would wait for them, since
     they do not listen to SIGTERM."""
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise
+    if hasattr(signal, "SIGCHLD"):  # Windows has none
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise
     for worker in multiprocessing.active_children():
         worker.kill()
         worker.join()
-    signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def choose_device(named=None) -> str:
@@ -242,14 +244,14 @@ def diagnose(error, smaller):
         return 5, text
 
     # Those that torch tells by their words alone.
-    if isinstance(error, ValueError) and "more than 1 value per channel" in text:
-        return 3, (
-            "a batch of one frame leaves batch norm one value a channel – a larger --image-size, "
-            "or another --batch-size"
-        )
     if not isinstance(error, RuntimeError):
         return 1, text
 
+    if "shared memory" in text:  # a worker has no room for its batch
+        return 5, (
+            f"{text.partition(chr(10))[0]} – try --workers 0, fewer --workers, a smaller "
+            "--batch-size, or more shared memory"
+        )
     if "DataLoader" in text:  # a worker was killed, or brought nothing in time
         return 5, f"{text} – try --workers 0, or more shared memory"
     if "No working C++ compiler" in text:

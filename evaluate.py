@@ -25,15 +25,18 @@ from torchvision.transforms.functional import center_crop
 import augment
 import checkpoint
 import data
+import decoding
 import demo
 import distributed
 import metrics
 import model
 import pictures
-from flags import add_flags, given_flags, refuse_broken
+from flags import Parser, add_flags, given_flags, refuse_broken
+from layouts import default_split, did_you_mean
 from progress import clock, show_interval, show_line
 
 BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
+FEW = 10  # frames whose predictions are printed
 PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of explanations
 
 
@@ -43,7 +46,8 @@ PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of explanations
 class Predictor:
     """A trained network, for use from Python.
 
-    path    a checkpoint of train.py, of which no code runs, or what checkpoint.load has read of one
+    path    a checkpoint of train.py, of which no code runs, or what checkpoint.load has read of
+            one; a run's folder means its best.pt
     device  as torch names it; None: a GPU where there is one
     raises  checkpoint.CheckpointError
 
@@ -52,7 +56,7 @@ class Predictor:
     """
 
     def __init__(self, path, device=None):
-        self.state = path if isinstance(path, dict) else checkpoint.load(path)
+        self.state = path if isinstance(path, dict) else checkpoint.load(best_of(path))
         self.device = distributed.choose_device(device)
         self.classes = self.state["class_names"]
         self.threshold = self.state["threshold"]
@@ -83,22 +87,31 @@ class Predictor:
     def probabilities(self, images):
         """(N, C) float32, on the CPU, of paths and PIL images."""
         rows = [torch.empty(0, len(self.classes))]
+        shorter = data.longest_shown(self.transform.size)
         for start in range(0, len(images), BATCH_SIZE):
             # One by one, as they differ in size; the transform makes them alike.
             views = []
             for image in images[start : start + BATCH_SIZE]:
-                levels = data.decode(image) if isinstance(image, (str, Path)) else data.rgb(image)
+                if isinstance(image, (str, Path)):
+                    levels = decoding.decode(image, shorter)
+                else:
+                    levels = decoding.rgb(image, shorter=shorter)
                 frame = torch.from_numpy(levels).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
                 views.append(self.transform(frame.to(self.device)))
             rows.append(self.net(torch.cat(views)).float().cpu().sigmoid())
         return torch.cat(rows)
 
 
-def open_sets(spec, splits=("train", "val"), classes=None, keep=None):
+def best_of(path) -> Path:
+    """A checkpoint's path: a folder means the best.pt in it."""
+    return Path(path, "best.pt") if os.path.isdir(path) else Path(path)
+
+
+def open_sets(spec, splits=("train", "val"), classes=None, **options):
     """data.load of what --data names, for which scenes are drawn if need be."""
     path = demo.resolve(spec)
     try:
-        return data.load(path, splits, classes, keep)
+        return data.load(path, splits, classes, **options)
     except data.DataError as error:
         if not demo.is_drawn(spec):
             raise
@@ -183,6 +196,14 @@ def print_scores(rows, labels):
         print(line)
 
 
+def print_predictions(names, classes, probabilities, decided):
+    """A line for each of a few frames: its labels with their probabilities, or the likeliest."""
+    for name, row, labels in zip(names, probabilities.tolist(), decided, strict=True):
+        ranked = sorted(zip(row, classes, labels, strict=True), reverse=True)
+        told = ", ".join(f"{label} {p:.0%}" for p, label, decision in ranked if decision)
+        print(f"{name}: {told or f'no label; the likeliest is {ranked[0][1]} {ranked[0][0]:.0%}'}")
+
+
 def write_report(folder, report, log=None) -> str:
     """Writes report.csv, prints the table and, where matplotlib is installed, draws the charts.
 
@@ -210,9 +231,11 @@ def write_report(folder, report, log=None) -> str:
 
 
 FLAGS = [
-    ("--data", str, "A2D folder, .csv of your images, folder of images without labels, demo, or "
-     "demo:TRAIN/VAL [demo]"),
-    ("--split", ["train", "val", "test"], "part of the data [val]"),
+    ("--data", str, "A2D folder, .csv of your images, folder of images without labels or of class "
+     "folders, demo, or demo:TRAIN/VAL [demo]"),
+    ("--images", str, "folder that the paths in a .csv are below [that of the .csv]"),
+    ("--split", ["train", "val", "test"], "part of the data [val; all rows of a .csv without "
+     "splits]"),
     ("--blend", str, "of several: mean, fit (weights for the best F1 on these frames, kept in "
      "blend.json), or such a file [mean]"),
     ("--explain", (str,), "what in a frame speaks for these classes, in explain.png"),
@@ -227,14 +250,15 @@ FLAGS = [
     ("--device", str, "cpu, cuda, cuda:1 [cuda where there is one]"),
 ]  # fmt: skip
 DEFAULTS = {
-    "data": "demo", "split": "val", "blend": "mean", "explain": [], "threshold": None,
-    "min_labels": 0, "out": None, "batch_size": BATCH_SIZE, "workers": min(8, os.cpu_count() or 1),
+    "data": "demo", "images": None, "split": None, "blend": "mean", "explain": [],
+    "threshold": None, "min_labels": 0, "out": None, "batch_size": BATCH_SIZE,
+    "workers": min(8, os.cpu_count() or 1),
 }  # fmt: skip
 
 
 def parse_args(argv=None):
     """The flags; all that is wrong with them is refused in one message."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.split("\n\n")[0],
         usage="python evaluate.py CHECKPOINT [CHECKPOINT …] [flags]; --help lists them",
         epilog="The values in [] are the defaults.",
@@ -255,6 +279,9 @@ def parse_args(argv=None):
         (args.min_labels < 0, "--min-labels: must be 0 or more"),
         (not 0 <= given.get("threshold", 0) <= 1, "--threshold: must be in [0, 1]"),
         ("threshold" in given and args.blend == "fit", "--threshold: --blend fit finds one"),
+        (demo.is_drawn(args.data) and args.images, "--images: of a table of your own"),
+        (demo.is_drawn(args.data) and args.split == "test",
+         "--split test: the drawn scenes have train and val"),
         (args.blend != "mean" and len(args.checkpoints) < 2, "--blend: of several checkpoints"),
     ]
     refuse_broken(parser, rules)
@@ -274,11 +301,29 @@ def open_members(args):
 
     unknown = [name for name in args.explain if name not in classes]
     if unknown:
-        known = ", ".join(classes)
+        known = ", ".join(classes) + did_you_mean(unknown[0], classes)
         raise data.DataError(f"--explain {' '.join(unknown)}: the classes are {known}")
     if args.min_labels > len(classes):
         raise data.DataError(f"--min-labels {args.min_labels}: there are {len(classes)} classes")
     return members
+
+
+def open_frames(args, member):
+    """(split, frames to be scored): the val of data that have splits, or else all; images without
+    labels are the split "all"."""
+    options = {"size": member.transform.size, "images": args.images}
+    sets = open_sets(args.data, (args.split,), member.classes, **options)
+    ((split, dataset),) = sets.items()
+
+    # The rows of the very table that was trained on would score what the network has seen.
+    if split == "all" and dataset.labels is not None:
+        rows = [i for i, name in enumerate(dataset.names) if default_split(name) == "train"]
+        if dataset.fingerprint(rows) == member.state.get("frames", {}).get("train"):
+            print("note: the network was trained on this list, so what it held out is scored; "
+                  "--split train scores the rest")  # fmt: skip
+            sets = open_sets(args.data, ("val",), member.classes, **options)
+    ((split, dataset),) = sets.items()
+    return split, dataset
 
 
 def evaluate(args, world):
@@ -286,11 +331,11 @@ def evaluate(args, world):
     torch.backends.cudnn.benchmark = True
     members = open_members(args)
     with world.in_turn():
-        sets = open_sets(args.data, (args.split,), members[0].classes)
-    print(data.describe(sets))
+        split, dataset = open_frames(args, members[0])
+    print(data.describe({split: dataset}))
+    if line := data.describe_batches(dataset, args.batch_size, args.workers):
+        print(line)
 
-    # Images without labels are the split "all", whatever --split says.
-    ((split, dataset),) = sets.items()
     if args.blend == "fit" and dataset.labels is None:
         raise data.DataError(f"--blend fit: {args.data} has no labels – fit on validation frames")
     weights, threshold, chosen_on = read_blend(args, [member.threshold for member in members])
@@ -308,6 +353,7 @@ def evaluate(args, world):
 
     scores = []  # of each member, (N, C)
     for path, member in zip(args.checkpoints, members, strict=True):
+        dataset.shorter = data.longest_shown(member.transform.size)
         scores.append(predict(member.net, dataset, member.transform, args, world))
         if not scores[-1].isfinite().all():
             raise checkpoint.CheckpointError(f"{path}: its scores are not finite – use another")
@@ -352,6 +398,8 @@ def write_files(folder, args, member, dataset, probabilities, threshold) -> str:
         folder / "predictions.csv", dataset.names, member.classes, probabilities.tolist(), decided,
         dataset.labels,
     )  # fmt: skip
+    if len(dataset) <= FEW:
+        print_predictions(dataset.names, member.classes, probabilities, decided)
     write_page(folder / "predictions.png", dataset, member.classes, probabilities, decided)
     if not args.explain:
         return "predictions.csv, predictions.png"
@@ -360,12 +408,13 @@ def write_files(folder, args, member, dataset, probabilities, threshold) -> str:
 
 
 def read_blend(args, thresholds):
-    """Weights (M,) of the checkpoints, a threshold, and where it is from.
+    """Weights (M,) of the checkpoints, a threshold, and what it was chosen on.
 
     raises  DataError: a file that cannot be read, is of other checkpoints, has no such weights
     """
     M = len(thresholds)
     weights, threshold = [1 / M] * M, sum(thresholds) / M
+    chosen_on = "validation in training" if M == 1 else "validation in training, their mean"
     if args.blend not in ("mean", "fit"):
         # Paths are compared as the files that they are, however they were written.
         try:
@@ -375,6 +424,7 @@ def read_blend(args, thresholds):
             threshold = float(blend["threshold"])
             if not 0 <= threshold <= 1:
                 raise ValueError(f"threshold {threshold}")
+            chosen_on = Path(args.blend).name
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise data.DataError(
                 f"{args.blend}: no blend of these checkpoints ({error}) – make one with --blend fit"
@@ -382,7 +432,7 @@ def read_blend(args, thresholds):
 
     if args.threshold is not None:
         return weights, args.threshold, "given"
-    return weights, threshold, "validation in training"
+    return weights, threshold, chosen_on
 
 
 def write_page(path, dataset, classes, probabilities, decided):

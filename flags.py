@@ -8,20 +8,23 @@ A flag that is not given has the value of a recipe: that of the report, with cha
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
 import augment
 import demo
 import distributed
+import layouts
 import model
 
 # What the report trained with; flags override. It does not say for how many epochs: here 20 in the
 # cosine phase "to get near", a fifth, and 80 in the step phase, whose last milestone is 75.
 REPORT = {
     "arch": "seresnext101", "head": "mish", "weights": "imagenet", "dropout": 0.5,
-    "freeze_backbone": 0, "data": "demo", "image_size": 224, "fit": "squash", "labels": "visible",
-    "cache": "off", "augment": "report", "without": [], "extra": [], "resume": None,
+    "freeze_backbone": 0, "data": "demo", "val": None, "images": None, "image_size": 224,
+    "fit": "squash", "labels": "visible", "cache": "off", "resume": None,
+    "augment": "report", "without": [], "extra": [],
     "batch_size": 64, "accumulate": 1, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-5,
     "clip_grad": 5.0, "pos_weight": 0.0, "ema": 0.0,
     "schedule": "two-stage", "t_max": 150, "milestones": [5, 10, 20, 40, 75], "warmup": 0,
@@ -67,8 +70,11 @@ FLAGS = {
          "which accumulation does not help"),
     ],
     "data": [
-        ("--data", str, "A2D folder, .csv of your images, demo, or demo:TRAIN/VAL for other "
-         "numbers of drawn frames than 1024 and 256 [demo]"),
+        ("--data", str, "A2D folder, .csv of your images, folder of class folders, demo, or "
+         "demo:TRAIN/VAL for other numbers of drawn frames than 1024 and 256 [demo]"),
+        ("--val", str, ".csv or folder of the validation frames: all of --data is trained on then "
+         "[those of --data that its splits, or a hash of the name, hold out]"),
+        ("--images", str, "folder that the paths in a .csv are below [that of the .csv]"),
         ("--image-size", int, "side of the network's input in pixels [224]"),
         ("--fit", ["squash", "letterbox"], "evaluation: squash frames into the square, as the "
          "course did, or pad them [squash]"),
@@ -121,6 +127,19 @@ FLAGS = {
 }  # fmt: skip
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what a mistyped flag or value may have been meant for."""
+
+    def error(self, message):
+        known = re.findall(r"--[a-z][a-z-]+", self.format_help())
+        if message.startswith("unrecognized"):
+            words = re.findall(r"--[^\s=]+", message)
+            message += "".join(layouts.did_you_mean(word, known) for word in words)
+        elif wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += layouts.did_you_mean(wrong[1], re.findall(r"[^', ]+", wrong[2]))
+        super().error(message)
+
+
 def add_flags(parser, flags):
     """Adds rows of (flag, kind, help).
 
@@ -163,7 +182,7 @@ def parse_args(argv=None, scratch=False):
     returns  a namespace of them and of argv, ranks: the number of torchrun's processes, and
              may_go_without: whether random weights will do where the published ones cannot be had
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train the networks of a 2020 report on actor-action recognition (A2D).",
         usage="python train.py [flags]; --help lists them",
         epilog="The values in [] are the report's; some networks, and the drawn scenes, have other "
@@ -223,10 +242,13 @@ def filled_in(given, scratch) -> dict:
 
 
 def data_name(spec) -> str:
-    """demo, A2D, or the name of a CSV, as run folders are called after it."""
+    """demo, A2D, or the name of a table or folder, as run folders are called after it."""
     if demo.is_drawn(spec):
         return "demo"
-    return Path(spec).stem if spec.lower().endswith(".csv") else "A2D"
+    if Path(spec).suffix.lower() in layouts.TABLES:
+        return Path(spec).stem
+    is_own = os.path.isdir(spec) and not layouts.find_a2d(spec)
+    return Path(os.path.abspath(spec)).name if is_own else "A2D"
 
 
 def rules(args, given):
@@ -262,5 +284,7 @@ def rules(args, given):
         (args.sync_bn and not on_gpus, "--sync-bn: for torchrun on GPUs"),
         (args.cache == "device" and args.workers, "--workers: --cache device decodes in no other"),
         (args.dry_run and args.resume, "--dry-run and --resume: choose one"),
+        (demo.is_drawn(args.data) and (args.val or args.images),
+         "--val, --images: of frames of your own, which --data names"),
         (not args.out, "--out: names no folder"),
     ]  # fmt: skip

@@ -509,12 +509,39 @@ def open_data(args, world):
     """(training, validation), checked."""
     spec = "demo:64/16" if args.dry_run and args.data == "demo" else args.data
     keep = {"off": None, "ram": "cpu", "device": args.device}[args.cache]
+    options = {"keep": keep, "size": args.image_size, "images": args.images, "val": args.val}
     with world.in_turn():
-        sets = evaluate.open_sets(spec, keep=keep)
-    if "train" not in sets:
-        raise data.DataError(f"{args.data}: images without labels – evaluate.py can predict them")
+        sets = evaluate.open_sets(spec, **options)
+    for flag, split, spec in ("--data", "train", args.data), ("--val", "val", args.val):
+        if split not in sets or sets[split].labels is None:
+            raise data.DataError(
+                f"{flag} {spec}: images without labels – evaluate.py can predict them; to train "
+                "takes a column labels, a column of 0 and 1 for each class, or class folders"
+            )
+
     print(data.describe(sets))
+    workers = 0 if keep else args.workers
+    if line := data.describe_batches(sets["train"], args.batch_size, workers):
+        print(line)
     return sets["train"], sets["val"]
+
+
+def refuse_other_frames(args, saved, frames, classes):
+    """Of a resume: other classes, or other frames than the run's, which --resume override takes.
+
+    frames  {split: fingerprint}; a run of before there were any has none
+    """
+    if saved["class_names"] != classes:
+        raise checkpoint.CheckpointError(
+            f"{args.out}: of other classes than {args.data} – choose another --out"
+        )
+    before = saved.get("frames", frames)
+    changed = [f"{s} {before[s]} -> {frames[s]}" for s in frames if before[s] != frames[s]]
+    if changed and args.resume != "override":
+        raise checkpoint.CheckpointError(
+            f"{args.out}: other frames than the run's: {'; '.join(changed)} – give those, or "
+            "another --out; --resume override takes others of the same classes"
+        )
 
 
 def open_model(args, saved, frequency, world):
@@ -575,6 +602,33 @@ def make_trainer(args, saved, training, world):
     return trainer
 
 
+def refuse_lone_frame(trainer):
+    """Batch norm needs more than one value a channel, which a batch of one frame may not have.
+
+    raises  data.DataError: the last batch of an epoch is such a one
+    """
+    args, world = trainer.args, trainer.world
+    sizes = {len(share) for rank in range(world.size) for share in data.shares(
+        range(len(trainer.training)), args.batch_size, rank, world.size)}  # fmt: skip
+    if 1 not in sizes or args.sync_bn:
+        return
+
+    # Of another such network, on a device that computes shapes alone.
+    size = args.image_size
+    with torch.device("meta"):
+        net = model.create_model(**trainer.net.config)
+        images = torch.empty(1, 3, size, size)
+    model.set_frozen(net, bn=args.freeze_bn)
+    try:
+        net.train().forward_features(images)
+    except ValueError:
+        raise data.DataError(
+            f"{args.data}: {len(trainer.training)} training frames in batches of {args.batch_size} "
+            f"end in one of a single frame, which at {size} px leaves batch norm one value a "
+            "channel – another --batch-size, a larger --image-size, or --freeze-bn"
+        ) from None
+
+
 def epochs(number) -> str:
     return f"{number} epoch" if number == 1 else f"{number} epochs"
 
@@ -611,16 +665,23 @@ def train(args, world):
 
     args = settle_weights(args, saved, world)
     if run and saved:
-        free = vars(args).keys() - BUILT_IN if args.resume == "override" else FREE_TO_CHANGE
+        # The frames themselves are compared when they are read, where the run knows its own.
+        free = FREE_TO_CHANGE | ({"data", "val", "images"} if "frames" in saved else set())
+        if args.resume == "override":
+            free = vars(args).keys() - BUILT_IN
         run.refuse_other_flags(vars(args), free)
     seed_everything(args.seed)
 
     training, validation = open_data(args, world)
-    if saved and saved["class_names"] != training.class_names:
-        raise checkpoint.CheckpointError(
-            f"{args.out}: of other classes than {args.data} – choose another --out"
-        )
+    frames = {"train": training.fingerprint(), "val": validation.fingerprint()}
+    if saved:
+        refuse_other_frames(args, saved, frames, training.class_names)
     trainer = make_trainer(args, saved, training, world)
+    trainer.about["frames"] = frames
+    refuse_lone_frame(trainer)
+    if saved and saved.get("frames", frames)["val"] != frames["val"]:
+        print("the validation frames are others, so the best epoch is looked for anew")
+        trainer.best = {"f1": -1.0, "epoch": 0}
 
     # A run has a checkpoint before its first step: whatever happens, --resume has a beginning.
     if run and (not saved or args.resume == "override"):

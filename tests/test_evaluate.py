@@ -1,6 +1,7 @@
 """evaluate.py: what it writes is computed anew, from the weights in the checkpoints."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -155,6 +156,9 @@ REFUSED = {
     "--threshold nan": "--threshold: must be in", "--blend fit": "--blend: of several",
     "b.pt --blend fit --threshold 0.5": "--blend fit finds one", "--device tpu": "--device: is cpu",
     "--split all": "invalid choice", "--lr 1": "unrecognized arguments",
+    "--treshold 1": "--treshold 1; did you mean --threshold?", "--split tset": "did you mean test?",
+    "--split test": "--split test: the drawn scenes have train and val",
+    "--images x": "--images: of a table of your own",
     "--workers -1 --batch-size 0": "--batch-size: must be above 0; --workers: must be 0",
 }  # fmt: skip
 
@@ -169,9 +173,9 @@ def test_flags_of_an_evaluation_that_cannot_work_are_refused(capsys, flags):
 def test_flags_of_an_evaluation_have_defaults_and_help(capsys):
     args = vars(evaluate.parse_args(["a.pt", "b.pt", "--device", "cpu"]))
     assert args == {
-        "checkpoints": ["a.pt", "b.pt"], "data": "demo", "split": "val", "blend": "mean",
-        "explain": [], "threshold": None, "min_labels": 0, "out": None, "batch_size": 64,
-        "workers": min(8, os.cpu_count()), "amp": "off", "device": "cpu",
+        "checkpoints": ["a.pt", "b.pt"], "data": "demo", "split": None, "images": None,
+        "blend": "mean", "explain": [], "threshold": None, "min_labels": 0, "out": None,
+        "batch_size": 64, "workers": min(8, os.cpu_count()), "amp": "off", "device": "cpu",
     }  # fmt: skip
     with pytest.raises(SystemExit):
         evaluate.parse_args(["--help"])
@@ -465,3 +469,122 @@ def test_a_checkpoint_of_two_classes_scores_its_own(tmp_path):
     for i, row in enumerate(table(tmp_path / "predictions.csv"), 4):
         assert row["name"] == f"{i}.png"
         assert row["predicted"] == row["labels"] == ("zebra", "ant")[i % 2]
+
+
+# ----------------------------------------------------------------------------- frames of one's own
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """A folder with run/best.pt of cat and dog, trained on the rows of pets.csv, which names no
+    splits and has test_layouts's hash hold out 3 of 12."""
+    folder = tmp_path_factory.mktemp("pets")
+    lines = ["path,labels"]
+    for i in range(12):
+        Image.new("RGB", (40, 30), [(250, 0, 0), (0, 0, 250)][i % 2]).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{'cat dog'.split()[i % 2]}")
+    (folder / "pets.csv").write_text("\n".join(lines))
+    flags = "--augment none --epochs 30 --optimizer adamw --lr 0.01 --dropout 0".split()
+    assert run(folder / "pets.csv", folder / "run", *flags) == 0
+    return folder
+
+
+def said(pets, out, capsys, *flags):
+    """Exit code, lines of stdout until the table, stderr."""
+    capsys.readouterr()
+    code = evaluated(out, pets / "run", *flags)
+    text, errors = (t.replace(str(pets), "P") for t in capsys.readouterr())
+    return code, text.splitlines(), errors
+
+
+HELD_OUT = [i for i in range(12) if hashlib.sha256(f"{i}.png".encode()).digest()[0] % 5 == 0]
+
+
+def test_all_rows_of_a_table_without_splits_are_scored(pets, tmp_path, capsys):
+    """Of the table that was trained on, the held out ones. A run's folder means its best.pt."""
+    (pets / "test.csv").write_text("path,labels\n" + "".join(f"{i}.png,cat\n" for i in range(5)))
+    for flags, names in (
+        (["test.csv"], range(5)), (["test.csv", "--split", "test"], range(5)),
+        (["pets.csv"], HELD_OUT), (["pets.csv", "--split", "val"], HELD_OUT),
+        (["pets.csv", "--split", "train"], [i for i in range(12) if i not in HELD_OUT]),
+    ):  # fmt: skip
+        out = tmp_path / "out"
+        code, text, errors = said(pets, out, capsys, "--data", pets / flags[0], *flags[1:])
+        assert (code, errors) == (0, "")
+        scored = [row["name"] for row in table(out / "predictions.csv")]
+        assert scored == [f"{i}.png" for i in names]
+        note = "note: the network was trained on this list, so what it held out is scored; --split "
+        assert (f"{note}train scores the rest" in text) == (flags == ["pets.csv"])
+        hashed = "names no splits: a fifth of its rows, by a hash of the path, is val"
+        said_so = f"note: P/pets.csv: {hashed}" in text
+        assert said_so == ("val" in flags or flags == ["pets.csv"])
+
+
+def test_images_without_labels_are_predicted_and_few_are_printed(pets, tmp_path, capsys):
+    (pets / "list.csv").write_text("file\n" + "".join(f"{i}.png\n" for i in range(11)))
+    (pets / "few.csv").write_text("path,labels\n0.png,\n1.png,\n")
+    code, text, _ = said(pets, tmp_path / "many", capsys, "--data", pets / "list.csv")
+    rows = table(tmp_path / "many/predictions.csv")
+    assert code == 0 and len(rows) == 11 and "all 11 frames" in text
+    assert not any(line.startswith("0.png") for line in text)
+
+    flags = ["--data", pets / "few.csv", "--threshold"]
+    for threshold, labels in (("0", 4), ("0.9999", 0)):
+        code, text, _ = said(pets, tmp_path / "few", capsys, *flags, threshold)
+        rows = table(tmp_path / "few/predictions.csv")
+        assert code == 0 and sum(len(row["predicted"].split("|")) for row in rows) >= labels
+        for row in rows:
+            ranked = sorted(((float(row[c]), c) for c in ("cat", "dog")), reverse=True)
+            told = [f"{c} {p:.0%}" for p, c in ranked if c in row["predicted"]]
+            nothing = f"no label; the likeliest is {ranked[0][1]} {ranked[0][0]:.0%}"
+            assert f"{row['name']}: {', '.join(told) or nothing}" in text
+    assert not all(row["predicted"] for row in rows)
+
+
+def test_class_folders_are_scored_where_the_checkpoint_knows_them(pets, tmp_path, capsys):
+    for name in ("a/cat/1.png", "a/dog/2.png", "b/x/1.png", "c/cat/1.png", "c/dgo/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(pets / "0.png", tmp_path / name)
+    code, text, _ = said(pets, tmp_path / "out", capsys, "--data", tmp_path / "a")
+    assert code == 0 and "classes: cat 1, dog 1" in text
+    assert [row["labels"] for row in table(tmp_path / "out/predictions.csv")] == ["cat", "dog"]
+    code, text, _ = said(pets, tmp_path / "out", capsys, "--data", tmp_path / "b")
+    assert code == 0 and "all 1 frames" in text
+    code, _, errors = said(pets, tmp_path / "out", capsys, "--data", tmp_path / "c")
+    assert code == 3 and errors == (
+        f"evaluate.py: {tmp_path}/c: of its folders, dgo are none of the checkpoint's classes, and "
+        "the others are; did you mean dog? – rename them, or name a folder of pictures alone\n"
+    )
+
+
+KNOWN = "the checkpoint knows"
+LACKS = f"P/t.csv:1: has no column of cat, which {KNOWN} – add what is true of each frame"
+UNSCORED = {  # table -> the message
+    "path,dog\n0.png,1\n": LACKS,
+    "path,dog,cta\n0.png,1,0\n":
+    f"2 problems:\n  {LACKS}\n  P/t.csv:1: column cta is of no class that {KNOWN} – "
+    "rename or remove it; did you mean cat?",
+    "path,labels\n" + "".join(f"{i}.png,dgo\n" for i in range(9)):
+    "P/t.csv:2 (and 8 more rows): unknown label 'dgo' – classes are cat, dog; did you mean dog?",
+    "path,labels,split\n0.png,dog,test\n":
+    "P/t.csv: no row is of split val – name some in a column split (there are test)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", UNSCORED)
+def test_what_a_checkpoint_does_not_know_is_refused(pets, tmp_path, capsys, text):
+    (pets / "t.csv").write_text(text)
+    code, _, errors = said(pets, tmp_path / "out", capsys, "--data", pets / "t.csv")
+    assert (code, errors) == (3, f"evaluate.py: {UNSCORED[text]}\n")
+
+
+def test_the_origin_of_a_blends_threshold_is_said(members, scenes, tmp_path, capsys):
+    pair = [*members, "--data", scenes]
+    for flags, origin in (
+        ([members[0], "--data", scenes], "validation in training"),
+        (pair, "validation in training, their mean"), ([*pair, "--threshold", "0.2"], "given"),
+        ([*pair, "--blend", "fit"], "these frames"),
+        ([*pair, "--blend", tmp_path / "blend.json"], "blend.json"),
+    ):  # fmt: skip
+        assert evaluated(tmp_path, *flags) == 0
+        assert f" ({origin}) " in " ".join(capsys.readouterr().out.split())

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_train import ROOT, SMALL, same, schedule, trainer_of, weights
 
 import augment
@@ -271,7 +272,7 @@ def test_f15_a_signal_at_any_moment_ends_with_its_code(scenes, whole, tmp_path, 
 
 def test_f15_a_signal_while_an_image_is_decoded_is_not_taken_for_a_bad_image(scenes, tmp_path):
     def plant():  # in the main process, before training, when a signal acts at once
-        before(augment.EvalTransform, "__init__", lambda: before(data.Image, "open", kill_self))
+        before(augment.EvalTransform, "__init__", lambda: before(Image, "open", kill_self))
         distributed.World.poll = lambda self, due=False: due
 
     flags = ["--cache", "off", "--workers", "0", "--epochs", "1"]
@@ -424,6 +425,25 @@ def test_f29_a_worker_that_hangs_ends_the_run(scenes, tmp_path):
     trained(scenes, tmp_path / "index")  # so that the check of the images does not decode them
     code, text = trained(scenes, tmp_path / "run", *flags, plant=plant)
     assert code == 5 and "timed out" in text and "--workers 0" in text
+
+
+def test_f29_short_shared_memory_ends_the_run_at_once(tmp_path):
+    """Batches of 2 MB, and 1 MB for all of them: what a container has by default is 64 MB."""
+    mount = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && "$@"'
+    private = ["unshare", "-rm", "sh", "-c", mount, "-"]
+    try:
+        subprocess.run([*private, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs a file system of its own")
+    rows = [((600, 600), (9, 90, 50), "a", split) for split in ("train", "train", "val")]
+    table = plain.own_csv(tmp_path / "own", ["a"], rows)
+    done = subprocess.run(
+        [*private, sys.executable, ROOT / "train.py", *SMALL, "--data", table, "--out",
+         tmp_path / "run", "--workers", "1", "--batch-size", "2"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 5 and done.stderr.startswith("train.py: unable to allocate shared")
+    assert "try --workers 0" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("flags", [["--workers", n, "--cache", "off"] for n in "0124"])

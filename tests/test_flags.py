@@ -75,7 +75,7 @@ REPORTS = {
     "without": [], "extra": [], "may_go_without": False,
     "checkpoint_activations": False, "sync_bn": False, "freeze_bn": False, "compile": False,
     "deterministic": False, "dry_run": False, "out": "runs/resnet34-A2D",
-    "resume": None, "arch": "resnet34", "data": "A2D/",
+    "resume": None, "arch": "resnet34", "data": "A2D/", "val": None, "images": None,
     "device": "cpu", "amp": "off", "ranks": 1,
 }  # fmt: skip
 
@@ -160,6 +160,10 @@ def test_wrong_flags_are_refused_together(capsys):
     assert "--freeze-backbone" in usage(capsys, "--freeze-backbone", "3")
     assert "--out: names no folder" in usage(capsys, "--out", "")
     assert "invalid choice" in usage(capsys, "--arch", "resnet35")
+    assert usage(capsys, "--arch", "resnet43").endswith("; did you mean resnet34?\n")
+    assert usage(capsys, "--epcohs=3").endswith("--epcohs=3; did you mean --epochs?\n")
+    assert usage(capsys, "--bananas", "3").endswith("arguments: --bananas 3\n")
+    assert "--val, --images" in usage(capsys, "--val", "a.csv")
     assert "--labels" in usage(capsys, "--augment", "none", "--labels", "frame")
     assert "--milestones" in usage(capsys, "--schedule", "cosine", "--milestones", "5")
     assert "--t-max" in usage(capsys, "--schedule", "multistep", "--t-max", "9")
@@ -301,6 +305,8 @@ ELSEWHERE = {
     "--arch": "test_flags.py test_recipes_of_the_drawn_scenes",
     "--weights": "test_flags.py test_weights_of_a_file",
     "--sync-bn": "test_flags.py test_wrong_flags_are_refused",  # it needs several GPUs
+    "--val": "test_layouts.py test_a_list_of_validation",
+    "--images": "test_layouts.py test_what_people_have",
     "--data": "test_train.py test_train_and_evaluate_own_classes",
     "--cache": "test_train.py test_frames_kept_are_decoded_once",
     "--compile": "test_train.py test_a_resumed_run_ends",
@@ -638,7 +644,8 @@ def test_the_log_and_the_best_are_of_the_average_on_validation_frames(averaged, 
 def test_checkpoints_hold_these_keys_and_no_others(averaged):
     last, best = (checkpoint.load(averaged / name) for name in ("last.pt", "best.pt"))
     keys = {"config", "class_names", "frequency", "input_config", "args", "epoch", "best",
-            "threshold", "model", "average", "averaged", "optimizer", "scaler"}  # fmt: skip
+            "threshold", "model", "average", "averaged", "optimizer", "scaler",
+            "frames"}  # fmt: skip
     assert last.keys() == best.keys() == keys
     assert best["optimizer"] is None and best["scaler"] is None
     assert last["optimizer"]["state"] and last["scaler"] == {}  # without fp16 it has no scale

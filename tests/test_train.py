@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -480,9 +481,9 @@ def test_dry_run_writes_nothing(scenes, tmp_path, capsys, monkeypatch):
 def test_frames_kept_are_decoded_once_and_change_nothing(scenes, tmp_path, monkeypatch):
     decoded, decode = collections.Counter(), data.decode
 
-    def counted(path):
+    def counted(path, *shorter):
         decoded.update([path] if "pngs320H" in path else [])
-        return decode(path)
+        return decode(path, *shorter)
 
     monkeypatch.setattr(data, "decode", counted)
     times = {}
@@ -843,6 +844,96 @@ def test_train_and_evaluate_own_classes(tmp_path, capsys):
     assert code == 3 and "unknown label 'green'" in capsys.readouterr().err
 
 
+def own_table(folder, name, rows):
+    """A table of 40 x 30 pictures: (file, label)."""
+    folder.mkdir(exist_ok=True)
+    for file, label in rows:
+        Image.new("RGB", (40, 30), (9, 9, 200 * (label == "cat"))).save(folder / file)
+    table = "".join(f"{file},{label}\n" for file, label in rows)
+    (folder / name).write_text(f"path,labels\n{table}")
+    return folder / name
+
+
+def test_a_resume_knows_its_frames_wherever_they_lie(tmp_path, capsys):
+    """A cut list is refused like a changed flag; the same one in another folder is none."""
+    rows = [(f"{i}.png", ["cat", "dog"][i % 2]) for i in range(30)]
+    table, out = own_table(tmp_path / "a", "t.csv", rows), tmp_path / "run"
+    assert run(table, out) == 0
+    held_out = {d: data.CSVDataset(table, d) for d in ("train", "val")}
+    before = [held_out[split].fingerprint() for split in ("train", "val")]
+    sizes = [len(held_out[split]) for split in ("train", "val")]
+    assert [text.split()[0] for text in before] == list(map(str, sizes)) and sum(sizes) == 30
+
+    # Epochs are added, on the same frames by another path.
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    table = tmp_path / "b/t.csv"
+    longer = ["--epochs", "3", "--t-max", "4", "--schedule", "cosine"]
+    assert run(table, out, "--resume") == 0
+    best = checkpoint.load(out / "best.pt")["best"]
+
+    # The labels, the rows and their order are the frames; pictures are not looked at.
+    for changed in (rows[:14], [*rows[1:], rows[0]], [("0.png", "dog"), *rows[1:]]):
+        own_table(tmp_path / "b", "t.csv", changed)
+        capsys.readouterr()
+        assert run(table, out, "--resume") == 3
+        after = [data.CSVDataset(table, split).fingerprint() for split in ("train", "val")]
+        differing = "; ".join(
+            f"{split} {old} -> {new}"
+            for split, old, new in zip(("train", "val"), before, after, strict=True) if old != new
+        )  # fmt: skip
+        assert capsys.readouterr().err == (
+            f"train.py: {out}: other frames than the run's: {differing} – give those, or another "
+            "--out; --resume override takes others of the same classes\n"
+        )
+
+    # Where others are wanted, the old best is no measure of them.
+    own_table(tmp_path / "b", "t.csv", rows[:14])
+    assert best["epoch"] > 0
+    capsys.readouterr()
+    assert run(table, out, "--resume", "override", *longer) == 0
+    assert "the validation frames are others, so the best" in capsys.readouterr().out
+    assert checkpoint.load(out / "best.pt")["best"]["epoch"] == 3
+
+
+def test_training_takes_a_table_of_validation_frames(tmp_path, capsys):
+    train_rows = [(f"{i}.png", ["cat", "dog"][i % 2]) for i in range(10)]
+    table = own_table(tmp_path / "a", "train.csv", train_rows)
+    held = own_table(tmp_path / "b", "val.csv", [("x.png", "cat"), ("y.png", "dog")])
+    assert run(table, tmp_path / "run", "--val", str(held)) == 0
+    frames = checkpoint.load(tmp_path / "run/last.pt")["frames"]
+    assert frames["train"].startswith("10 frames, ") and frames["val"].startswith("2 frames, ")
+    held.write_text("path\nx.png\n")
+    assert run(table, tmp_path / "two", "--val", str(held)) == 3
+    assert f"--val {held}: images without labels" in capsys.readouterr().err
+
+
+def test_a_long_check_reads_headers_and_the_run_names_what_is_damaged(
+    tmp_path, capsys, monkeypatch
+):
+    """Exit 3 naming the file, and a resume when it is mended; nothing is kept of such a check."""
+    table = own_table(tmp_path / "a", "t.csv", [(f"{i}.png", "cat") for i in range(50)])
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    training = data.CSVDataset(table, "train")
+    victim = Path(training.paths[-1])
+    Image.fromarray(noise).save(victim)
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+
+    decode = data.decode
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "decode", lambda *given: time.sleep(0.02) or decode(*given))
+        patch.setattr(data, "CHECK_INTERVAL", 0)
+        patch.setattr(data, "LONGEST_CHECK", 0.1)
+        assert run(table, tmp_path / "run", "--cache", "off") == 3
+    out, err = capsys.readouterr()
+    assert "only the headers are read now" in out
+    assert err.startswith(f"train.py: {victim}: cannot be read (") and err.count("\n") == 1
+    assert run(table, tmp_path / "run", "--cache", "off", "--resume") == 3  # at the start
+    assert "t.csv:" in capsys.readouterr().err
+    victim.write_bytes(whole)
+    assert run(table, tmp_path / "run", "--cache", "off", "--resume") == 0
+
+
 # ------------------------------------------------------------------------------------ exit codes
 
 
@@ -948,10 +1039,10 @@ def test_an_image_that_vanishes_during_training_is_named(
 def test_a_killed_worker_ends_with_code_5(scenes, tmp_path, capsys, monkeypatch):
     decode = data.decode
 
-    def fatal(path):
+    def fatal(path, *shorter):
         if torch.utils.data.get_worker_info():
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(path)
+        return decode(path, *shorter)
 
     monkeypatch.setattr(data, "decode", fatal)
     assert run(scenes, tmp_path / "run", "--cache", "off", "--workers", "1") == 5

@@ -1,0 +1,702 @@
+"""How data sets lie on a disk: A2D's lists, people's own tables, folders. All become rows.
+
+A row is one frame: its file, its labels, its split. What is read liberally is in a listing's
+`notes`, one line each; what has no plain meaning is one of its `problems`, with file, line and what
+to do. Nothing is left out, merged or taken for something else without one of the two.
+
+    path,labels,split           path;dog;cat                train/dog/1.jpg
+    a.jpg,dog|cat,train         a.jpg;1;1                   train/cat/2.jpg
+    b.jpg,,val                  b.jpg;0;0                   val/dog/3.jpg
+
+No image is opened here.
+"""
+
+import ast
+import codecs
+import csv
+import difflib
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+TABLES = (".csv", ".tsv")
+COLUMN_SEPARATORS = ",;\t"
+LABEL_SEPARATORS = "|;,"
+# Names of columns in any case, the likeliest first: of those that a table has, the first counts.
+PATH_COLUMNS = (
+    "path", "file", "filename", "file_name", "image_path", "image", "image_id", "id", "name"
+)  # fmt: skip
+LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class")
+SPLIT_COLUMNS = ("split",)
+SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+}  # fmt: skip
+CELLS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+NO_LABEL = ("", "nan", "NaN", "None", "null", "NULL", "<NA>")  # as programs write a missing value
+QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
+# Pillow opens these too: documents, films and fields of numbers, of which it shows a page or none.
+NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+MAX_LISTED = 50  # problems printed one by one; the rest are counted
+
+
+class DataError(ValueError):
+    """Input that cannot be used. `problems`: one line each, "where: what – what to do"."""
+
+    exit_code = 3
+
+    def __init__(self, *problems: str):
+        self.problems = list(problems)
+        lines = self.problems[:MAX_LISTED]
+        if len(problems) > MAX_LISTED:
+            lines.append(f"... and {len(problems) - MAX_LISTED} more")
+        super().__init__(
+            lines[0] if len(lines) == 1 else f"{len(problems)} problems:\n  " + "\n  ".join(lines)
+        )
+
+
+class Row(NamedTuple):
+    """One frame."""
+
+    where: str  # what a problem begins with: "file:line", or the picture's own name
+    name: str  # for people: as the list writes the path, below its folder, with "/"
+    path: str  # of the file
+    labels: list[str]
+    split: str | None  # train, val, test; None: the list does not say
+
+    def split_or_default(self) -> str:
+        return self.split or default_split(self.name)
+
+
+def default_split(name) -> str:
+    """Of a frame for which no split is named: a fifth is val, whatever other frames there are."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return "val" if digest[0] % 5 == 0 else "train"
+
+
+@dataclass
+class Listing:
+    """What a table or a folder says.
+
+    named    {class: where it stands first}
+    classes  those that classes.txt beside it lists, in index order, or None
+    """
+
+    source: Path
+    rows: list[Row] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
+    classes: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def labelled(self) -> bool:
+        return bool(self.named)
+
+    def has_splits(self) -> bool:
+        return any(row.split for row in self.rows)
+
+    def note(self, text):
+        self.notes.append(f"{self.source}: {text}")
+
+
+def did_you_mean(word, known) -> str:
+    """Ends a message; empty where no known word is like this one."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def some(names, count=8) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+# ------------------------------------------------------------------------------------ text files
+
+
+def read_text(file) -> str:
+    """A text in UTF-8 or, if its first bytes say so, UTF-16.
+
+    raises  DataError: it cannot be read, is in another encoding, or holds control characters
+    """
+    try:
+        with open(file, "rb") as opened:
+            start = opened.read(2)
+        utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = Path(file).read_text("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}:{line}: not UTF-8 – save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror} – restore it, or make it readable") from None
+    if wrong := re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", text):  # all but tab and \n
+        line = text[: wrong.start()].count("\n") + 1
+        raise DataError(f"{file}:{line}: holds the control character {wrong[0]!r} – remove it")
+    return text
+
+
+def read_lines(file) -> list[tuple[str, str]]:
+    """[("file:line", text)] of the lines that are not blank."""
+    lines = enumerate(read_text(file).split("\n"), 1)
+    return [(f"{file}:{n}", line.strip()) for n, line in lines if line.strip()]
+
+
+def leaves_root(path: str) -> bool:
+    """True for absolute paths, `..`, `~`, drive letters, backslashes, ""; links may leave."""
+    return bool(re.match(r"[A-Za-z]:|/|~|$", path)) or "\\" in path or ".." in path.split("/")
+
+
+# ------------------------------------------------------------------------------------ A2D
+
+
+def find_a2d(root) -> Path | None:
+    """The folder of an A2D tree at or below `root`, or None."""
+    for folder in (Path(root), Path(root) / "Release", Path(root) / "A2D"):
+        if os.path.isdir(folder / "pngs320H") and os.path.isdir(folder / "Annotations"):
+            return folder
+    return None
+
+
+def read_a2d(root, split) -> tuple[list[Row], list[str], list[str]]:
+    """The rows of one split of the tree at root, the paths of their label maps, and the problems.
+
+    Label maps are colours or, where there are none, matrices.
+    """
+    listed, problems = _a2d_list(root, split)
+    if not listed and not problems:
+        problems.append(f"{root}: its {split} list is empty – restore it")
+
+    # A name stands once, below the folders of A2D.
+    seen = {}
+    for where, name in listed:
+        if leaves_root(name) or name.count("/") != 1:
+            problems.append(f"{where}: {name!r} is not <video>/<frame> – correct it")
+        elif seen.setdefault(name, where) != where:
+            problems.append(f"{where}: {name} stands already at {seen[name]} – drop one")
+
+    rows, maps = [], []
+    for name, where in seen.items():
+        rows.append(Row(where, name, f"{root}/pngs320H/{name}.png", [], split))
+        colours = f"{root}/Annotations/col/{name}.png"
+        matrix = f"{root}/Annotations/mat/{name}.mat"
+        has_matrix_alone = not os.path.exists(colours) and os.path.exists(matrix)
+        maps.append(matrix if has_matrix_alone else colours)
+    return rows, maps, problems
+
+
+def _a2d_list(root, split):
+    """[(where, "<video>/<frame>")] of one split, and the problems of the list itself."""
+    # The course's lists, where there are any.
+    file = root / "list" / f"{split}.txt"
+    if os.path.exists(file):
+        return read_lines(file), []
+    if os.path.exists(root / "list"):  # the official split would be another set of frames
+        raise DataError(f"{file}: cannot be found – restore it or drop list/ to split officially")
+
+    # Else the official split: all annotated frames of the videos that the last column names.
+    file = root / "videoset.csv"
+    if split not in ("train", "val") or not os.path.exists(file):
+        raise DataError(f"{root}: has neither list/{split}.txt nor an official {split} split")
+
+    listed, problems = [], []
+    for where, line in read_lines(file):
+        row = [cell.strip() for cell in line.split(",")]
+        if len(row) != 9 or row[8] not in ("0", "1") or leaves_root(row[0]):
+            problems.append(f"{where}: {line[:99]!r} – must be 9 columns, an id first, 0 or 1 last")
+        elif row[8] == ("0" if split == "train" else "1"):
+            maps = root / "Annotations"
+            frames = {f.stem for f in (maps / "col" / row[0]).glob("[!.]*.png")}
+            frames |= {f.stem for f in (maps / "mat" / row[0]).glob("[!.]*.mat")}
+            listed += [(where, f"{row[0]}/{frame}") for frame in sorted(frames)]
+            if not frames:
+                problems.append(f"{where}: {row[0]} has no label map – restore it or drop the line")
+    return listed, problems
+
+
+# ------------------------------------------------------------------------------------ tables
+
+
+class Columns(NamedTuple):
+    """Where in a line what stands."""
+
+    path: int
+    labels: int | None
+    split: int | None
+    classes: dict[str, int]  # a column of 0 and 1 each, where there is none of labels
+
+
+def read_table(path, images=None, classes=None) -> Listing:
+    """A table of frames, with a column of labels or a column of 0 and 1 for each class.
+
+    images   the folder that its paths are below; None: its own
+    classes  the names that a checkpoint knows
+    """
+    path = Path(path)
+    listing = Listing(path, classes=_classes_txt(path.parent, problems := []))
+    listing.problems += problems
+    known = classes or listing.classes
+
+    (header_at, header), *lines = _lines_of(listing)
+    header, lines = _without_empty_ends(listing, header_at, header, lines)
+    columns = _columns(listing, header_at, header, lines, known, classes is None)
+
+    # A column of labels, or one for each class.
+    if columns.labels is None:
+        listing.named = dict.fromkeys(columns.classes, header_at)
+        found = [_labels_of_cells(listing, where, cells, columns) for where, cells in lines]
+    else:
+        found = _labels_of_column(listing, lines, columns.labels, set(known or ()))
+
+    finder = Finder(path.parent, images)
+    for (where, cells), labels in zip(lines, found, strict=True):
+        for label in labels:
+            listing.named.setdefault(label, where)
+        split = _split(listing, where, cells, columns)
+        place = finder.find(listing, where, cells[columns.path])
+        if place:
+            listing.rows.append(Row(where, *place, labels, split))
+    finder.report(listing)
+    _merge(listing, one_row_a_label=columns.labels is not None)
+    return listing
+
+
+def _classes_txt(folder, problems):
+    """The names in classes.txt of a folder, or None where there is no such file."""
+    file, first = folder / "classes.txt", {}
+    if not os.path.exists(file):
+        return None
+    for where, name in read_lines(file):
+        if first.setdefault(name, where) != where:
+            problems.append(f"{where}: {name} stands already at {first[name]} – drop one")
+    if not first:
+        problems.append(f"{file}: names no class – write one a line, or remove the file")
+    return list(first)
+
+
+def _lines_of(listing):
+    """[("file:line", cells)] of the lines that are not blank; the first one is the header."""
+    path = listing.source
+    text, line = read_text(path), 1
+    separator = max(COLUMN_SEPARATORS, key=text.lstrip("\n").partition("\n")[0].count)
+    # Excel names the separator in a line of its own.
+    if excel := re.match(r"sep=(.)\n", text, re.IGNORECASE):
+        separator, text, line = excel[1], text[excel.end() :], 2
+    if separator != ",":
+        listing.note(f"its columns are separated by {separator!r}")
+
+    found, before = [], line - 1
+    reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    try:
+        for cells in reader:
+            where, after = f"{path}:{line}", before + reader.line_num + 1
+            # A quotation mark that is never closed swallows the lines after it.
+            if after - line > 1:
+                listing.problems.append(
+                    f"{where}: a quoted cell goes on for {after - line} lines – end it in one"
+                )
+            elif any(cell.strip() for cell in cells):
+                found.append((where, [cell.strip() for cell in cells]))
+            line = after
+    except csv.Error as error:
+        listing.problems.append(
+            f"{path}:{line}: {error} – look for an odd quotation mark from here on"
+        )
+
+    if not found:
+        header = f"{path}:1: the header must name path and labels – there is none"
+        raise DataError(*(listing.problems or [header]))
+    return found
+
+
+def _without_empty_ends(listing, header_at, header, lines):
+    """Header and lines of one length: empty cells at the end of a line are none."""
+    width = len(header)
+    while width and not header[width - 1] and not any(any(c[width - 1 :]) for _, c in lines):
+        width -= 1
+
+    even = []
+    for where, cells in lines:
+        if any(cells[width:]) or len(cells) < width:
+            listing.problems.append(f"{where}: {len(cells)} cells, {width} columns – correct it")
+        else:
+            even.append((where, cells[:width]))
+
+    names = [name for name in header[:width] if name]
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise DataError(
+            f"{header_at}: the header names {some(twice)} more than once – rename or remove one"
+        )
+    return header[:width], even
+
+
+def _columns(listing, header_at, header, lines, known, in_training) -> Columns:
+    """Which column is which; all that is not read is named."""
+    lower = [name.lower() for name in header]
+
+    def first_of(names):
+        return next((lower.index(name) for name in names if name in lower), None)
+
+    path, labels, split = map(first_of, (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
+    if path is None:
+        hint = next(filter(None, (did_you_mean(name, PATH_COLUMNS) for name in lower)), "")
+        raise DataError(
+            f"{header_at}: the header must name a column of paths ({', '.join(PATH_COLUMNS)}) – "
+            f"it is {header[:8]}{hint}"
+        )
+
+    others = {name: i for i, name in enumerate(header) if i not in (path, labels, split)}
+    ignored = _unnamed(listing, header_at, header, others, lines)
+    classes = {}
+    if labels is None:
+        classes = _class_columns(listing, header_at, others, lines, known, in_training)
+    ignored += [name for name in others if name not in classes]
+    if ignored:
+        listing.note(f"ignored columns: {some(ignored)}")
+    if header[path] != "path":
+        listing.note(f"the paths are in column {header[path]}")
+    if labels is not None and header[labels] != "labels":
+        listing.note(f"the labels are in column {header[labels]}")
+    return Columns(path, labels, split, classes)
+
+
+def _unnamed(listing, header_at, header, others, lines) -> list[str]:
+    """Takes the column without a name out of `others`: an index as pandas writes it, or a problem.
+    """
+    unnamed = [name for name in others if re.fullmatch(r"(Unnamed: \d+)?", name)]
+    for name in unnamed:
+        column = others.pop(name)
+        if column or not all(cells[0].isdecimal() for _, cells in lines):
+            listing.problems.append(
+                f"{header_at}: column {column + 1} has no name – name it or remove it"
+            )
+            return []
+    return ["the first, an index"] if unnamed else []
+
+
+def _class_columns(listing, header_at, others, lines, known, in_training) -> dict[str, int]:
+    """The columns of 0 and 1, by class.
+
+    known  the only classes that there are: a checkpoint's, or those in classes.txt
+    """
+    others = {name: i for name, i in others.items() if name.lower() not in (*PATH_COLUMNS, "index")}
+    listed = listing.classes
+    classes = {}
+    for name, i in others.items():
+        cells = {where: line[i] for where, line in lines}
+        wrong = {at: cell for at, cell in cells.items() if cell.lower() not in CELLS}
+        named = known is not None and name in known
+        # A column of other things says something else, unless it has a class's name.
+        if not named and (len(wrong) == len(cells) or (listed and name not in listed)):
+            continue
+        classes[name] = i
+        if wrong:
+            told = [f"{cell!r} in line {at.rpartition(':')[2]}" for at, cell in wrong.items()]
+            listing.problems.append(
+                f"{next(iter(wrong))}: column {name} is {some(told, 3)} – must be 0 or 1; "
+                "classes.txt beside the table can list the columns that count"
+            )
+
+    if known is None or not classes:
+        return classes
+    source = "classes.txt lists" if in_training else "the checkpoint knows"
+    missing = [name for name in known if name not in classes]
+    if missing:
+        listing.problems.append(
+            f"{header_at}: has no column of {some(missing)}, which {source} – add what is true of "
+            "each frame"
+        )
+    for name in classes:
+        if name not in known:
+            listing.problems.append(
+                f"{header_at}: column {name} is of no class that {source} – rename or remove it"
+                f"{did_you_mean(name, known)}"
+            )
+    return classes
+
+
+def _labels_of_cells(listing, where, cells, columns) -> list[str]:
+    return [name for name, i in columns.classes.items() if CELLS.get(cells[i].lower())]
+
+
+def _labels_of_column(listing, lines, column, known) -> list[list[str]]:
+    """The names in each cell of a column: a list, or names between separators."""
+    cells = [(where, cells[column]) for where, cells in lines]
+    plain = [text for _, text in cells if text not in known and text[:1] not in tuple("[{(")]
+    used = [mark for mark in LABEL_SEPARATORS if any(mark in text for text in plain)]
+    separator = used[0] if used else "|"
+    if separator != "|":
+        listing.note(f"its labels are separated by {separator!r}")
+
+    found, missing, lists = [], Counter(), 0
+    for where, text in cells:
+        names = [text] if text in known else _list_items(text)
+        lists += names is not None and text not in known
+        if names is None and text[:1] in ("[", "{"):
+            listing.problems.append(f"{where}: {text!r} is no list of labels – separate them by |")
+            names = []
+        if names is None:
+            names = [name.strip() for name in text.split(separator) if name.strip()]
+            other = [mark for mark in used if any(mark in n for n in names if n not in known)]
+            if other:
+                listing.problems.append(
+                    f"{where}: {text!r} holds {other[0]!r}, where other labels are separated by "
+                    f"{separator!r} – use one of them, or list the names in classes.txt"
+                )
+
+        missing.update(name for name in names if name in NO_LABEL and name not in known)
+        found.append([name for name in names if name in known or name not in NO_LABEL])
+    if lists:
+        listing.note(f"brackets are read as lists of labels in {lists} of its rows")
+    for word, count in missing.items():
+        if word:
+            listing.note(f"{word} is read as no label in {count} of its rows")
+    return found
+
+
+def _list_items(text) -> list[str] | None:
+    """The names in a list as JSON, Python, numpy or a person writes it; None: it is none."""
+    if not re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text):
+        return None
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        # numpy writes no commas, and Python would join the neighbours: 'dog' 'cat' is not dogcat.
+        quoted = re.findall(QUOTED, text)
+        between = re.sub(QUOTED, "", text[1:-1]).strip(" ,")
+        if not quoted and text[0] == "[":
+            items = [name.strip() for name in between.split(",")]
+        elif not quoted or between:
+            return None
+        else:
+            with suppress(ValueError, SyntaxError):
+                return [ast.literal_eval(name).strip() for name in quoted]
+            return None
+    if not isinstance(items, list) or any(isinstance(item, (list, dict)) for item in items):
+        return None
+    return [str(item).strip() for item in items if item is not None]
+
+
+def _split(listing, where, cells, columns) -> str | None:
+    if columns.split is None:
+        return None
+    written = cells[columns.split]
+    split = SPLITS.get(written.lower())
+    if split is None and written not in NO_LABEL:
+        listing.problems.append(
+            f"{where}: column split is {written!r} – must be train, val, test"
+            + did_you_mean(written.lower(), SPLITS)
+        )
+    return split
+
+
+class Finder:
+    """Finds the files that a table names."""
+
+    def __init__(self, folder, images):
+        self.root = Path(images or folder)
+        self.roots = []
+        for root in filter(None, (images, folder)):
+            self.roots += [os.path.abspath(root), os.path.realpath(root)]
+        self.images = images
+        self.stems = {}  # folder -> {name without extension: [names]}
+        self.backslashes = self.absolute = self.completed = 0
+
+    def find(self, listing, where, written) -> tuple[str, str] | None:
+        """(name below the folder, path), or None and a problem."""
+        name = written.replace("\\", "/")
+        self.backslashes += name != written
+        root = self.root
+        for folder in self.roots:
+            start = folder.replace(os.sep, "/") + "/"
+            if name.startswith(start):
+                name, root = name.removeprefix(start), folder
+                self.absolute += 1
+                break
+
+        if leaves_root(name):
+            below = "below --images" if self.images else "below the CSV's folder, or --images DIR"
+            listing.problems.append(f"{where}: path {written!r} – must name a file {below}")
+            return None
+
+        path = os.path.join(root, name)
+        if os.path.splitext(name)[1].lower() in extensions() or os.path.exists(path):
+            return name, path
+
+        # Without an extension, a name means the one file that has it.
+        fitting = self.files_called(os.path.dirname(path), os.path.basename(path))
+        if len(fitting) > 1:
+            listing.problems.append(f"{where}: {written}: {some(fitting)} have that name – write "
+                                    "the extension")  # fmt: skip
+            return None
+        if fitting:
+            self.completed += 1
+            path = os.path.join(os.path.dirname(path), fitting[0])
+        return name, path
+
+    def files_called(self, folder, stem) -> list[str]:
+        if folder not in self.stems:
+            self.stems[folder] = by_stem = {}
+            for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                name, extension = os.path.splitext(file)
+                if extension.lower() in extensions():
+                    by_stem.setdefault(name, []).append(file)
+        return self.stems[folder].get(stem, [])
+
+    def report(self, listing):
+        """Notes what was assumed."""
+        if self.backslashes:
+            listing.note(f"\\ is read as / in {self.backslashes} of its paths")
+        if self.absolute:
+            listing.note(f"absolute paths are read as relative ones in {self.absolute} of its rows")
+        if self.completed:
+            listing.note(
+                f"a name without extension means the one file of that name in {self.completed} of "
+                "its rows"
+            )
+
+
+def _merge(listing, one_row_a_label):
+    """One row a file. Rows of a file that each name a label make one; others are problems."""
+    first, merged = {}, set()
+    for row in listing.rows:
+        file = os.path.normpath(row.path)  # ./a.png and b//../a.png are a.png too
+        before = first.setdefault(file, row)
+        if before is row:
+            continue
+        if not one_row_a_label:
+            listing.problems.append(
+                f"{row.where}: {row.name} stands already at {before.where} – drop one"
+            )
+        elif row.split != before.split:
+            listing.problems.append(
+                f"{row.where}: {row.name} is in split {row.split}, and in {before.split} at "
+                f"{before.where} – keep it in one"
+            )
+        before.labels.extend(label for label in row.labels if label not in before.labels)
+        merged.add(file)
+
+    listing.rows = list(first.values())
+    if merged and one_row_a_label:
+        listing.note(f"rows of one file are taken together, for {len(merged)} of its files")
+
+
+# ------------------------------------------------------------------------------------ folders
+
+
+@cache
+def extensions() -> dict[str, str]:
+    """{extension, small: format} of the pictures that this Pillow reads."""
+    return {
+        extension: kind
+        for extension, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in NO_PICTURES
+    }
+
+
+def read_folder(path, classes=None) -> Listing:
+    """The pictures below a folder, sorted, or one picture; hidden ones are left out.
+
+    A folder of class folders has a label a frame, and so has one of train/ and val/ that hold them.
+    classes  the names that a checkpoint knows: where no class folder is of them, none is one
+    """
+    path = Path(path)
+    listing = Listing(path)
+    if path.is_file():
+        top, files = path.parent, [path] if path.suffix.lower() in extensions() else []
+    else:
+        top, files = path, _pictures(listing, path)
+    if not files and not listing.problems:
+        listing.problems.append(f"{path}: no picture that can be read – name a folder of pictures")
+
+    names = [file.relative_to(top).as_posix() for file in files]
+    parts = [name.split("/")[:-1] for name in names]
+    split_first = bool(parts) and all(p and p[0].lower() in SPLITS for p in parts)
+    folders = [p[split_first:] for p in parts]  # of each picture, below its split
+    found = sorted({p[0] for p in folders if p})
+    labelled = bool(found) and all(folders)
+    if classes is not None:
+        labelled = labelled and _are_classes(listing, found, classes)
+    elif labelled:
+        # A class has several frames, where a film's folder or a day's may have one.
+        labelled = len(files) >= 2 * len(found) and (split_first or len(found) > 1)
+
+
+    for file, name, p in zip(files, names, parts, strict=True):
+        split = SPLITS[p[0].lower()] if labelled and split_first else None
+        label = [p[split_first]] if labelled else []
+        listing.rows.append(Row(name, name, str(file), label, split))
+    if labelled:
+        listing.named = {name: str(top) for name in found}
+        listing.classes = _classes_txt(top, listing.problems)
+        listing.note(f"its folders are {len(found)} classes, of which each frame has one")
+    return listing
+
+
+def _pictures(listing, folder) -> list[Path]:
+    """Paths of all pictures below a folder; what else is there is noted."""
+    files, left_out, errors = [], Counter(), []
+    for where, folders, names in os.walk(folder, onerror=errors.append):
+        hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
+        left_out["hidden folder"] += len(hidden)
+        folders[:] = [name for name in folders if name not in hidden]
+
+        for name in names:
+            extension = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                left_out["hidden"] += 1
+            elif extension in extensions():
+                files.append(Path(where, name))
+            else:
+                left_out[extension or "without extension"] += 1
+
+    listing.problems += [
+        f"{error.filename}: {error.strerror} – name a folder that can be read" for error in errors
+    ]
+    left = [f"{count} {what}" for what, count in sorted(left_out.items()) if count]
+    if left:
+        listing.note(f"{len(files)} pictures are read; left out: {some(left)}")
+    return sorted(files)
+
+
+def _are_classes(listing, folders, classes) -> bool:
+    """Whether folders of these names are a checkpoint's classes; a problem where some are."""
+    unknown = [name for name in folders if name not in classes]
+    if unknown and len(unknown) < len(folders):
+        listing.problems.append(
+            f"{listing.source}: of its folders, {some(unknown)} are none of the checkpoint's "
+            f"classes, and the others are{did_you_mean(unknown[0], classes)} – rename them, or "
+            "name a folder of pictures alone"
+        )
+    return not unknown
+
+
+def read(path, images=None, classes=None) -> Listing:
+    """What a table, a folder with one table in it, or a folder of pictures says.
+
+    raises  DataError: the folder holds several tables, or a table has no header to go by
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return read_table(path, images, classes)
+
+    tables = [file for kind in TABLES for file in path.glob(f"[!.]*{kind}")]
+    if len(tables) > 1:
+        names = ", ".join(sorted(file.name for file in tables))
+        raise DataError(f"{path}: holds the tables {names} – name one of them")
+    if tables:
+        listing = read_table(tables[0], images, classes)
+        listing.note("is read, as the one table of its folder")
+        return listing
+    return read_folder(path, classes)

@@ -1,0 +1,146 @@
+"""decoding.py: files become RGB levels by stated rules, or a line that says why not."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+import decoding
+from tests.test_data import picture, problems
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+INKS = {"red": (254, 0, 0), "cyan": (0, 255, 255)}
+
+
+def test_decode_rgb_is_exact_and_not_bgr(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(decoding.decode(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize(
+    "mode, value, expected",
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (100, 0), (255, 255, 255)),  # transparent: white, not its hidden grey
+        ("RGBA", (200, 0, 0, 255), (200, 0, 0)),
+        ("RGBA", (200, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),  # 255 (1 - 51/255)
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 0x1234, (0x12, 0x12, 0x12)),  # Pillow's own conversion saturates to 255
+        ("I", 0x4321, (0x43, 0x43, 0x43)),
+    ],
+)
+def test_decode_modes(tmp_path, mode, value, expected):
+    path = picture(tmp_path / ("a.tif" if mode == "I" else "a.png"), mode=mode, colour=value)
+    assert decoding.decode(path).shape == (4, 6, 3)
+    assert (decoding.decode(path) == expected).all()
+
+
+def test_decode_palette_with_transparency(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([254, 0, 0, 0, 255, 255] + [0] * 762)
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.png", transparency=1)
+    assert decoding.decode(tmp_path / "a.png").tolist() == [[[254, 0, 0], [255, 255, 255]]]
+
+
+def test_decode_cmyk(tmp_path):
+    path = picture(tmp_path / "a.jpg", (16, 16), (0, 255, 255, 0), "CMYK", quality=95)
+    # red up to JPEG's rounding; an inverted reading would be cyan
+    assert np.abs(decoding.decode(path).astype(int) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_applies_exif_rotation(tmp_path, orientation):
+    upright = np.zeros((4, 6, 3), np.uint8)
+    upright[0, 0], upright[0, -1], upright[-1, 0] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    # EXIF 2.3, tag 274: the upright picture's side that the stored first row and first column are
+    stored = {
+        1: upright,  # top, left
+        2: upright[:, ::-1],  # top, right
+        3: upright[::-1, ::-1],  # bottom, right
+        4: upright[::-1],  # bottom, left
+        5: upright.transpose(1, 0, 2),  # left, top
+        6: upright.transpose(1, 0, 2)[::-1],  # right, top
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],  # right, bottom
+        8: upright.transpose(1, 0, 2)[:, ::-1],  # left, bottom
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(decoding.decode(tmp_path / "a.png"), upright)
+
+
+def png_header(width, height):
+    """A PNG that is nothing but a header: what a bomb shows before it is decoded."""
+
+    def chunk(kind, body):
+        crc = zlib.crc32(kind + body).to_bytes(4, "big")
+        return len(body).to_bytes(4, "big") + kind + body + crc
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
+
+
+def broken_images(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "whole.jpg")
+    whole = (folder / "whole.jpg").read_bytes()
+    (folder / "whole.jpg").unlink()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "page.jpg").write_text("<!DOCTYPE html><html>404</html>")
+    (folder / "bomb.png").write_bytes(png_header(10_000, 5_001))
+    (folder / "bigger.png").write_bytes(
+        png_header(14_000, 14_000)
+    )  # Pillow itself refuses this one
+    damaged = bytearray((picture(folder / "d.png", (64, 64))).read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (folder / "d.png").write_bytes(damaged)
+    Image.new("F", (3, 3)).save(folder / "float.tif")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_broken_image_is_listed_in_one_message(tmp_path):
+    names = broken_images(tmp_path / "images")
+    found = problems(data.ImageFolder, tmp_path / "images")
+    assert len(found) == len(names) == 8
+    for name, problem in zip(names, found, strict=True):
+        assert name in problem and "\n" not in problem
+    text = dict(zip(names, found, strict=True))
+    assert "10000 x 5001 pixels" in text["bomb.png"]
+    assert "not an image" in text["page.jpg"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_damaged_bytes_are_an_image_or_a_data_error(kind):
+    """Pillow raises more than OSError on them: SyntaxError for a PNG."""
+    buffer, rng = io.BytesIO(), np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(buffer, kind)
+    whole, outcomes = buffer.getvalue(), set()
+    for _ in range(300):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, min(len(whole), 120), 3)
+        damaged[places] = rng.integers(0, 256, 3)
+        try:
+            outcomes.add(decoding.decode(io.BytesIO(damaged.tobytes())).shape[2])
+        except data.DataError as error:
+            outcomes.add("refused")
+            assert "\n" not in str(error)
+    assert "refused" in outcomes
+
+
+def test_size_limit_is_inclusive(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 24)
+    assert decoding.decode(picture(tmp_path / "a.png", (6, 4))).shape == (4, 6, 3)
+    with pytest.raises(data.DataError, match="25 x 1 pixels"):
+        decoding.decode(picture(tmp_path / "b.png", (25, 1)))

@@ -1,0 +1,437 @@
+"""layouts.py: what people really have is read as they mean it, or refused by file and line.
+
+A case is a folder of small files, what `python data.py` says of it, line by line, and the labels
+that each frame of training and validation has then.
+"""
+
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+import data
+import layouts
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+class Case(NamedTuple):
+    table: str | bytes | None  # the content of t.csv, D the folder; None: there is none
+    says: list[str]  # lines that begin with "note: " but for the table's name, then the others
+    train: dict  # name: labels
+    val: dict
+    files: str = "a.png b.png c.png d.png"  # pictures, or texts (| a new line, _ a blank)
+    flags: str = "D/t.csv"
+
+
+def pets(table, *says, names=("a.png", "b.png", "c.png"), **options):
+    """Of the three frames that most cases have: a cat with a dog, a dog, nothing."""
+    a, b, c = names
+    says = [*says, "classes: cat 1, dog 2", "val has no frame of cat, dog"]
+    return Case(table, says, {a: "cat dog", b: "dog"}, {c: ""}, **options)
+
+
+def rows(a, b, c, header="path,labels,split"):
+    return f"{header}\na.png,{a},train\nb.png,{b},train\nc.png,{c},val\n"
+
+
+LISTS = "brackets are read as lists of labels in 3 of its rows"
+HASH = "names no splits: a fifth of its rows, by a hash of the path, is val"
+ONCE = "warning: most classes occur once – are labels separated otherwise than by |?"
+
+CASES = {
+    # labels
+    "between |": pets(rows("dog|cat", "dog", "")),
+    "between commas": pets(rows('"dog,cat"', "dog", ""), "its labels are separated by ','"),
+    "between semicolons": pets(rows("dog; cat", "dog", ""), "its labels are separated by ';'"),
+    "a Python list": pets(rows("\"['dog', 'cat']\"", "['dog']", "[]"), LISTS),
+    "a JSON list": pets(rows('"[""dog"", ""cat""]"', '"[""dog""]"', "[]"), LISTS),
+    "a NumPy list": pets(rows("['dog' 'cat']", "['dog']", "[]"), LISTS),
+    "a set, a tuple, bare": pets(rows("\"{'dog', 'cat'}\"", "('dog')", "[ ]"), LISTS),
+    "bare names in a list": pets(rows('"[cat, dog]"', "[dog]", "[None]"), LISTS,
+                                 "None is read as no label in 1 of its rows"),
+    "escapes in a list": Case(
+        rows("\"['it\\'s', 'b']\"", "['b']", "['b']"),
+        [LISTS, "classes: b 3, it's 1", "val has no frame of it's"],
+        {"a.png": "b it's", "b.png": "b"}, {"c.png": "b"},
+    ),
+    "numbers": Case(
+        rows('"[1, 2]"', "[2]", "[1]"), [LISTS, "classes: 1 2, 2 2", "val has no frame of 2"],
+        {"a.png": "1 2", "b.png": "2"}, {"c.png": "1"},
+    ),
+    "missing values": Case(
+        rows("dog|cat", "nan", "None"),
+        ["nan is read as no label in 1 of its rows", "None is read as no label in 1 of its rows",
+         "classes: cat 1, dog 1", "val has no frame of cat, dog", ONCE],
+        {"a.png": "cat dog", "b.png": ""}, {"c.png": ""},
+    ),
+    "a class called none": Case(
+        rows("dog", "none", "none"), ["classes: dog 1, none 2", "val has no frame of dog"],
+        {"a.png": "dog", "b.png": "none"}, {"c.png": "none"},
+    ),
+    "a listed class called None": Case(
+        rows("dog", "None", "None"), ["classes: dog 1, None 2", "val has no frame of dog"],
+        {"a.png": "dog", "b.png": "None"}, {"c.png": "None"},
+        files="a.png b.png c.png classes.txt=dog|None",
+    ),
+    "listed names with commas": Case(
+        rows('"dog, brown|cat"', '"dog, brown"', ""),
+        ["classes: cat 1, dog, brown 2", "val has no frame of cat, dog, brown"],
+        {"a.png": "cat dog, brown", "b.png": "dog, brown"}, {"c.png": ""},
+        files="a.png b.png c.png classes.txt=cat|dog,_brown",
+    ),
+    "most classes once": Case(
+        rows("dog cat", "cat bird", "dog"),
+        ["classes: cat bird 1, dog 1, dog cat 1", "train has no frame of dog",
+         "val has no frame of cat bird, dog cat", ONCE],
+        {"a.png": "dog cat", "b.png": "cat bird"}, {"c.png": "dog"},
+    ),
+    "twelve classes": Case(
+        rows("a|b|c|d|e|f|g|h|i|j|k|l", "b", "a"),
+        ["classes: a 2, b 2, c 1, d 1, e 1, f 1, g 1, h 1, i 1, j 1 and 2 more",
+         "val has no frame of b, c, d, e, f, g, h, i, j, k and 1 more", ONCE],
+        {"a.png": "a b c d e f g h i j k l", "b.png": "b"}, {"c.png": "a"},
+    ),
+    "a row a label": pets(
+        "image_id,label,split\na.png,dog,train\na.png,cat,train\nb.png,dog,train\nc.png,,val\n"
+        "a.png,dog,train\n",
+        "the paths are in column image_id", "the labels are in column label",
+        "rows of one file are taken together, for 1 of its files",
+    ),
+    # columns
+    "semicolons": pets(rows("dog|cat", "dog", "").replace(",", ";"),
+                       "its columns are separated by ';'"),
+    "Excel's": pets(
+        "sep=;\r\nPath;Labels;Split;;\r\na.png;dog,cat;train;;\r\n;;;;\r\nb.png;dog;train;;\r\n\r\n"
+        "c.png;;val;;\r\n",
+        "its columns are separated by ';'", "the paths are in column Path",
+        "the labels are in column Labels", "its labels are separated by ','",
+    ),
+    "tabs in UTF-16": pets(rows("dog|cat", "dog", "").replace(",", "\t").encode("utf-16"),
+                           r"its columns are separated by '\t'"),
+    "a byte order mark": pets("\ufeff" + rows("dog|cat", "dog", "")),
+    "pandas' index": pets(
+        ",Image,Label,split\n0,a.png,dog|cat,train\n1,b.png,dog,train\n2,c.png,,val\n",
+        "ignored columns: the first, an index", "the paths are in column Image",
+        "the labels are in column Label",
+    ),
+    "pandas' index, read once more": pets(
+        "Unnamed: 0,file_name,tags,split\n0,a.png,dog|cat,train\n1,b.png,dog,train\n2,c.png,,val\n",
+        "ignored columns: the first, an index", "the paths are in column file_name",
+        "the labels are in column tags",
+    ),
+    "further columns": pets(
+        "id,path,width,label,dog,split\n7,a.png,9,dog|cat,0,train\n8,b.png,9,dog,0,train\n"
+        "9,c.png,9,,0,val\n",
+        "ignored columns: id, width, dog", "the labels are in column label",
+    ),
+    "floats of 0 and 1": pets(rows("1.0,1.0", "1.0,0.0", "0.0,0.0", "path,dog,cat,split")),
+    "true and false": pets(rows("True,TRUE", "true,False", "False,false", "path,dog,cat,split")),
+    "columns of other things": pets(
+        rows("1,1,30,park", "1,0,40,sea", "0,0,50,park", "path,dog,cat,width,place,split"),
+        "ignored columns: width, place",
+    ),
+    "columns that count": pets(
+        rows("1,1,1", "1,0,7", "0,0,0", "path,dog,cat,rain,split"), "ignored columns: rain",
+        files="a.png b.png c.png classes.txt=cat|dog",
+    ),
+    # splits
+    "other names of splits": Case(
+        "path,labels,SPLIT\na.png,dog,TRAIN\nb.png,dog,training\nc.png,dog,Validation\nd.png,,dev\n",
+        ["classes: dog 3"], {"a.png": "dog", "b.png": "dog"}, {"c.png": "dog", "d.png": ""},
+    ),
+    "an empty split": Case(
+        "path,labels,split\na.png,dog,train\nb.png,dog,\nc.png,,val\nd.png,,\n",
+        ["2 rows name no split: by a hash of the path, a fifth of them is val", "classes: dog 2"],
+        {"a.png": "dog", "d.png": ""}, {"b.png": "dog", "c.png": ""},
+    ),
+    "no splits": Case(
+        "path,labels\na.png,dog\nb.png,dog\nc.png,\n", [HASH, "classes: dog 2"],
+        {"a.png": "dog", "c.png": ""}, {"b.png": "dog"},
+    ),
+    # paths
+    "backslashes": pets(
+        "path,labels,split\nx\\a.png,dog|cat,train\nx\\y\\b.png,dog,train\nc.png,,val\n",
+        r"\ is read as / in 2 of its paths", names=("x/a.png", "x/y/b.png", "c.png"),
+        files="x/a.png x/y/b.png c.png",
+    ),
+    "absolute paths": pets(
+        "path,labels,split\nD/a.png,dog|cat,train\nD/b.png,dog,train\nc.png,,val\n",
+        "absolute paths are read as relative ones in 2 of its rows",
+    ),
+    "images elsewhere": pets(
+        "path,labels,split\na.png,dog|cat,train\nD/i/b.png,dog,train\nx/c.png,,val\n",
+        "absolute paths are read as relative ones in 1 of its rows",
+        names=("a.png", "b.png", "x/c.png"), files="i/a.png i/b.png i/x/c.png",
+        flags="D/t.csv --images D/i",
+    ),
+    "names without extension": pets(
+        "path,labels,split\na,dog|cat,train\nb,dog,train\nx/c,,val\n",
+        "a name without extension means the one file of that name in 3 of its rows",
+        names=("a", "b", "x/c"), files="a.jpg b.png b.txt=x x/c.tif x/c.2.tif",
+    ),
+    # folders; the table is the folder's own name
+    "class folders": Case(
+        None,
+        ["its folders are 2 classes, of which each frame has one", HASH, "classes: cat 3, dog 2",
+         "val has no frame of cat"],
+        {"cat/1.png": "cat", "cat/2.png": "cat", "cat/6.png": "cat", "dog/1.png": "dog"},
+        {"dog/3.png": "dog"},
+        files="cat/1.png cat/2.png cat/6.png dog/1.png dog/3.png", flags="D",
+    ),
+    "train and val of class folders": Case(
+        None,
+        ["3 pictures are read; left out: 1 hidden",
+         "its folders are 1 classes, of which each frame has one", "classes: dog 3"],
+        {"train/dog/1.png": "dog", "train/dog/2.png": "dog"}, {"Valid/dog/1.png": "dog"},
+        files="train/dog/1.png train/dog/2.png train/.DS_Store=x Valid/dog/1.png", flags="D",
+    ),
+    "a folder with one table": pets(
+        rows("dog|cat", "dog", ""), "is read, as the one table of its folder",
+        files="a.png b.png c.png notes.txt=x .old.csv=x", flags="D",
+    ),
+}  # fmt: skip
+
+UNLABELLED = {
+    "a folder": (
+        None, "a.png x/b.jfif c.ppm d.jp2 1.heic=x 2.HEIC=x ._a.png=x .x/b.png __MACOSX/a.png n=x",
+        "D", "4 pictures are read; left out: 2 .heic, 1 hidden, 2 hidden folder, 1 without "
+        "extension", ["a.png", "c.ppm", "d.jp2", "x/b.jfif"],
+    ),
+    "folders of a picture each": (None, "x/a.png y/b.png", "D", "", ["x/a.png", "y/b.png"]),
+    "a column of paths": ("path\na.png\nb.png\n", "a.png b.png", "D/t.csv", "", ["a.png", "b.png"]),
+    "no label in any row": (
+        "path,labels\na.png,\nb.png,NaN\n", "a.png b.png", "D/t.csv",
+        "NaN is read as no label in 1 of its rows", ["a.png", "b.png"],
+    ),
+}  # fmt: skip
+
+BELOW = "must name a file below the CSV's folder, or --images DIR"
+REFUSED = {  # table, lines of the message, files, flags
+    "two separators": (
+        rows('"dog,cat"', "dog|cat", ""),
+        ["D/t.csv:2: 'dog,cat' holds ',', where other labels are separated by '|' – use one of "
+         "them, or list the names in classes.txt"],
+    ),
+    "no lists": (
+        rows("\"['dog', 'cat'\"", "{dog}", "\"{'a': 1}\"") + "d.png,[['dog']],val\n",
+        ["D/t.csv:2: \"['dog', 'cat'\" is no list of labels – separate them by |",
+         "D/t.csv:3: '{dog}' is no list of labels – separate them by |",
+         "D/t.csv:4: \"{'a': 1}\" is no list of labels – separate them by |",
+         "D/t.csv:5: \"[['dog']]\" is no list of labels – separate them by |"],
+    ),
+    "no column of paths": (
+        "pth,lables\na.png,dog\n",
+        ["D/t.csv:1: the header must name a column of paths (path, file, filename, file_name, "
+         "image_path, image, image_id, id, name) – it is ['pth', 'lables']; did you mean path?"],
+    ),
+    "an empty table": (
+        " \n\n", ["D/t.csv:1: the header must name path and labels – there is none"],
+    ),
+    "a class twice": (
+        "path,dog,dog\na.png,1,1\n",
+        ["D/t.csv:1: the header names dog more than once – rename or remove one"],
+    ),
+    "a column without a name": (
+        "path,labels,\na.png,dog,x\n",
+        ["D/t.csv:1: column 3 has no name – name it or remove it"],
+    ),
+    "an index of words": (
+        ",path,labels\nx,a.png,dog\n", ["D/t.csv:1: column 1 has no name – name it or remove it"],
+    ),
+    "a mixed column": (
+        "path,dog,age\na.png,1,1\nb.png,0,37\nc.png,1,4\nd.png,1,\n",
+        ["D/t.csv:3: column age is '37' in line 3, '4' in line 4, '' in line 5 – must be 0 or 1; "
+         "classes.txt beside the table can list the columns that count"],
+    ),
+    "a listed class without a column": (
+        "path,dog\na.png,1\nb.png,0\n",
+        ["D/t.csv:1: has no column of cat, which classes.txt lists – add what is true of each "
+         "frame"], "a.png b.png classes.txt=cat|dog",
+    ),
+    "splits": (
+        "path,labels,split\na.png,dog,trian\nb.png,dog,holdout\n",
+        ["D/t.csv:2: column split is 'trian' – must be train, val, test; did you mean train?",
+         "D/t.csv:3: column split is 'holdout' – must be train, val, test"],
+    ),
+    "paths outside": (
+        "path,labels\n/etc/hosts,dog\n..\\a.png,dog\nC:\\a.png,dog\n,x\n",
+        [f"D/t.csv:2: path '/etc/hosts' – {BELOW}", rf"D/t.csv:3: path '..\\a.png' – {BELOW}",
+         rf"D/t.csv:4: path 'C:\\a.png' – {BELOW}", f"D/t.csv:5: path '' – {BELOW}"],
+    ),
+    "paths outside --images": (
+        "path,labels,split\nD/a.png,dog,train\n../a.png,dog,val\n",
+        ["D/t.csv:3: path '../a.png' – must name a file below --images"], "i/a.png a.png",
+        "D/t.csv --images D/i",
+    ),
+    "two files of a name": (
+        "path,labels,split\na,dog,train\nb,dog,val\n",
+        ["D/t.csv:2: a: a.jpg, a.png have that name – write the extension"], "a.png a.jpg b.png",
+    ),
+    "no file of a name": (
+        "path,labels,split\na,dog,train\nb.png,dog,val\n",
+        ["D/t.csv:2: D/a: No such file or directory – restore it or drop the line"], "b.png",
+    ),
+    "a file in two splits": (
+        "path,labels,split\na.png,dog,train\na.png,cat,val\nb.png,cat,val\n",
+        ["D/t.csv:3: a.png is in split val, and in train at D/t.csv:2 – keep it in one"],
+    ),
+    "a file in two rows of 0 and 1": (
+        "path,dog\na.png,1\na.png,0\nb.png,1\n",
+        ["D/t.csv:3: a.png stands already at D/t.csv:2 – drop one"],
+    ),
+    "no negative is all there is": (
+        "path,dog\na.png,0\nb.png,0\n",
+        ["D/t.csv: names no label in any row – fill the column labels"],
+    ),
+    "two tables": (
+        "path,labels\na.png,x\n", ["D: holds the tables b.tsv, t.csv – name one of them"],
+        "a.png b.tsv=x", "D",
+    ),
+    "unlisted labels": (
+        rows("dgo", "dgo", "dgo|bird"),
+        ["D/t.csv:2 (and 2 more rows): unknown label 'dgo' – classes are cat, dog; did you mean "
+         "dog?", "D/t.csv:4: unknown label 'bird' – classes are cat, dog"],
+        "a.png b.png c.png classes.txt=cat|dog",
+    ),
+    "no validation": (
+        "path,labels,split\na.png,dog,train\nb.png,dog,test\n",
+        ["D/t.csv: no row is of split val – name some in a column split (there are test, train)"],
+    ),
+    "no pictures": (
+        None, ["D: no picture that can be read – name a folder of pictures"], "1.heic=x", "D",
+    ),
+    "no --images": (
+        "path,labels\na.png,dog\n",
+        ["--images D/gone: does not exist, or may not be read – name an A2D tree, a .csv or a "
+         "folder of images"], "a.png", "D/t.csv --images D/gone",
+    ),
+    "many files of one fault": (
+        "path,labels,split\n" + "".join(f"{i}.png,x,train\n" for i in range(128)) + "a.png,x,val\n",
+        ["D/t.csv:2: 128 files: cannot be read (not an image) – replace or remove it: D/0.png, "
+         "D/1.png, D/2.png and 125 more"], "a.png " + " ".join(f"{i}.png=x" for i in range(128)),
+    ),
+    "a pointer and a page": (
+        rows("x", "x", "x"),
+        ["D/t.csv:2: D/a.png: a git-lfs pointer, not an image – run git lfs pull",
+         "D/t.csv:3: D/b.png: a web page, not an image – download the file itself"],
+        "a.png=version_https://git-lfs.github.com/spec/v1 b.png=|<!DOCTYPE_html> c.png",
+    ),
+    "Latin-1": (
+        "path,labels\na.png,gr\xfcn\n".encode("latin-1"),
+        ["D/t.csv:2: not UTF-8 – save it as UTF-8"],
+    ),
+}  # fmt: skip
+
+
+def fill(folder, table, files):
+    for file in files.split(" "):
+        name, _, text = file.partition("=")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if text:
+            (folder / name).write_text(text.replace("|", "\n").replace("_", " "))
+        else:
+            Image.new("RGB", (6, 4), (10, 20, 30)).save(folder / name)
+    if table is not None:
+        table = table if isinstance(table, bytes) else table.encode()
+        (folder / "t.csv").write_bytes(table.replace(b"D/", f"{folder}/".encode()))
+
+
+def checked(folder, flags, capsys):
+    """What `python data.py FLAGS` prints, D for the folder, without the lines of figures; its code.
+    """
+    code = data.main([flag.replace("D", str(folder)) for flag in flags.split()])
+    out, err = (text.replace(str(folder), "D") for text in capsys.readouterr())
+    lines = [line for line in out.splitlines() if "positives a class" not in line]
+    return code, [line.removeprefix("note: ").replace("D/t.csv: ", "") for line in lines], err
+
+
+def labels_of(dataset):
+    """{name: its labels, sorted}."""
+    return {
+        name: " ".join(c for c, has in zip(dataset.class_names, row, strict=True) if has)
+        for name, row in zip(dataset.names, dataset.labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_people_have_is_read_as_they_mean_it(tmp_path, capsys, name):
+    case = CASES[name]
+    fill(tmp_path, case.table, case.files)
+    code, said, err = checked(tmp_path, case.flags, capsys)
+    assert (code, err) == (0, "")
+    assert [line.removeprefix("D: ") for line in said] == case.says
+
+    spec, *images = case.flags.replace("D", str(tmp_path)).split(" --images ")
+    sets = data.load(spec, images=images[0] if images else None)
+    assert {split: labels_of(sets[split]) for split in sets} == {
+        "train": case.train, "val": case.val
+    }  # fmt: skip
+    for split in sets.values():
+        assert [frame.shape for _, frame, *_ in split] == [(3, 4, 6)] * len(split)
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_images_without_labels_are_all_read(tmp_path, capsys, name):
+    table, files, flags, says, names = UNLABELLED[name]
+    fill(tmp_path, table, files)
+    code, said, err = checked(tmp_path, flags, capsys)
+    assert (code, err) == (0, "")
+    assert [line.removeprefix("D: ") for line in said] == [
+        *filter(None, [says]), f"all {len(names)} frames"
+    ]  # fmt: skip
+    dataset = data.load(flags.replace("D", str(tmp_path)))["all"]
+    assert dataset.names == names and dataset.labels is None and dataset[1][2] is None
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_plain_meaning_is_refused_by_line(tmp_path, capsys, name):
+    table, lines, *where = REFUSED[name]
+    files, flags = (where + ["a.png b.png c.png d.png", "D/t.csv"][len(where) :])[:2]
+    fill(tmp_path, table, files)
+    code, _, err = checked(tmp_path, flags, capsys)
+    head = "data.py: " if len(lines) == 1 else f"data.py: {len(lines)} problems:\n  "
+    assert (code, err) == (3, head + "\n  ".join(lines) + "\n")
+
+
+def test_a_list_of_validation_frames_of_its_own(tmp_path, capsys):
+    """All of the one is trained on, all of the other is scored, with the classes of the first."""
+    fill(tmp_path, "path,labels\na.png,dog|cat\nb.png,dog\n", "a.png b.png v/c.png v/d.png")
+    (tmp_path / "v/v.csv").write_text("path,labels\nc.png,dog\nd.png,\n")
+    flags = "D/t.csv --val D/v/v.csv"
+    assert checked(tmp_path, flags, capsys) == (
+        0, ["classes: cat 1, dog 3", "val has no frame of cat"], ""
+    )  # fmt: skip
+    sets = data.load(tmp_path / "t.csv", val=tmp_path / "v")  # the folder has one table
+    assert labels_of(sets["train"]) == {"a.png": "cat dog", "b.png": "dog"}
+    assert labels_of(sets["val"]) == {"c.png": "dog", "d.png": ""}
+
+    capsys.readouterr()
+    (tmp_path / "v/v.csv").write_text("path,labels,split\nc.png,dgo,train\n")
+    code, said, err = checked(tmp_path, flags, capsys)
+    assert code == 3 and said == ["splits that a table names are not heeded, since --val names one"]
+    assert err == ("data.py: D/v/v.csv:2: unknown label 'dgo' – classes are cat, dog; did you mean "
+                   "dog?\n")  # fmt: skip
+    (tmp_path / "v/v.csv").write_text("path,labels\nD/a.png,dog\n".replace("D", str(tmp_path)))
+    assert checked(tmp_path, "D/t.csv --images D --val D/v/v.csv", capsys)[2] == (
+        "data.py: D/v/v.csv:2: a.png is also in train (D/t.csv:2) – keep it out of val\n"
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_hash_of_a_name_does_not_move_with_the_folder(tmp_path, split):
+    """The same list read by relative, absolute and backslashed paths has the same splits."""
+    names = [f"x/{i}.png" for i in range(30)]
+    fill(tmp_path, None, " ".join(names))
+    found = []
+    for style in ("{}", f"{tmp_path}/{{}}", "x\\{}"):
+        written = [style.format(n.removeprefix("x/") if "\\" in style else n) for n in names]
+        (tmp_path / "t.csv").write_text("path,labels\n" + "".join(f"{n},x\n" for n in written))
+        found.append(data.CSVDataset(tmp_path / "t.csv", split).names)
+    assert found[0] == found[1] == found[2] and 0 < len(found[0]) < 30
+
+
+def test_formats_are_those_that_pillow_opens_as_pictures():
+    known = layouts.extensions()
+    assert {".jpg", ".jpeg", ".jfif", ".png", ".tif", ".webp", ".ppm", ".gif", ".bmp"} <= set(known)
+    assert not {".eps", ".mpg", ".h5", ".pdf", ".heic", ".csv"} & set(known)
