@@ -199,6 +199,20 @@ class Run:
             out.write(json.dumps(row) + "\n")
 
 
+def refuse_other_frames(folder, saved, frames, classes, resume):
+    """Raises CheckpointError: of other classes than the saved run's or, but for the resume
+    "override", of other frames. frames is {split: data.Frames.fingerprint()}."""
+    if saved["class_names"] != classes:
+        raise CheckpointError(f"{folder}: of other classes than the data – choose another --out")
+    old = saved.get("frames", {})
+    differing = [f"{s} {old.get(s)} -> {new}" for s, new in frames.items() if old.get(s) != new]
+    if differing and resume != "override":
+        raise CheckpointError(
+            f"{folder}: other frames than the run's: {'; '.join(differing)} – give those, or "
+            "another --out; --resume override takes others of the same classes"
+        )
+
+
 def read_log(file) -> list[dict]:
     """The rows of a log.jsonl; a last line that a kill cut short is left out."""
     file, rows = Path(file), []

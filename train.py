@@ -44,9 +44,11 @@ from progress import Progress
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
 SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the report's team ran it
-# Between a run and its resume; argv and may_go_without are parse_args's own. With --resume override
-# all may differ but what the saved network and optimizer were made with.
-FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "argv", "may_go_without"}
+# Between a run and its resume; argv and may_go_without are parse_args's own, and the frames are
+# compared themselves. With --resume override all may differ but what the saved network and
+# optimizer were made with.
+FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "argv", "may_go_without",
+                  "data", "val", "images"}  # fmt: skip
 BUILT_IN = {"arch", "head", "dropout", "weights", "image_size", "optimizer"}
 
 LEARNING = f"""\
@@ -509,39 +511,19 @@ def open_data(args, world):
     """(training, validation), checked."""
     spec = "demo:64/16" if args.dry_run and args.data == "demo" else args.data
     keep = {"off": None, "ram": "cpu", "device": args.device}[args.cache]
-    options = {"keep": keep, "size": args.image_size, "images": args.images, "val": args.val}
+    lists = {"images": args.images, "val": args.val}
     with world.in_turn():
-        sets = evaluate.open_sets(spec, **options)
+        sets = evaluate.open_sets(spec, keep=keep, size=args.image_size, **lists)
     for flag, split, spec in ("--data", "train", args.data), ("--val", "val", args.val):
         if split not in sets or sets[split].labels is None:
             raise data.DataError(
                 f"{flag} {spec}: images without labels – evaluate.py can predict them; to train "
                 "takes a column labels, a column of 0 and 1 for each class, or class folders"
             )
-
     print(data.describe(sets))
-    workers = 0 if keep else args.workers
-    if line := data.describe_batches(sets["train"], args.batch_size, workers):
+    if line := data.describe_batches(sets["train"], args.batch_size, args.workers):
         print(line)
     return sets["train"], sets["val"]
-
-
-def refuse_other_frames(args, saved, frames, classes):
-    """Of a resume: other classes, or other frames than the run's, which --resume override takes.
-
-    frames  {split: fingerprint}; a run of before there were any has none
-    """
-    if saved["class_names"] != classes:
-        raise checkpoint.CheckpointError(
-            f"{args.out}: of other classes than {args.data} – choose another --out"
-        )
-    before = saved.get("frames", frames)
-    changed = [f"{s} {before[s]} -> {frames[s]}" for s in frames if before[s] != frames[s]]
-    if changed and args.resume != "override":
-        raise checkpoint.CheckpointError(
-            f"{args.out}: other frames than the run's: {'; '.join(changed)} – give those, or "
-            "another --out; --resume override takes others of the same classes"
-        )
 
 
 def open_model(args, saved, frequency, world):
@@ -603,29 +585,25 @@ def make_trainer(args, saved, training, world):
 
 
 def refuse_lone_frame(trainer):
-    """Batch norm needs more than one value a channel, which a batch of one frame may not have.
-
-    raises  data.DataError: the last batch of an epoch is such a one
-    """
-    args, world = trainer.args, trainer.world
-    sizes = {len(share) for rank in range(world.size) for share in data.shares(
-        range(len(trainer.training)), args.batch_size, rank, world.size)}  # fmt: skip
-    if 1 not in sizes or args.sync_bn:
+    """Raises data.DataError where an epoch ends in one frame that is too small for batch norm."""
+    args, ranks, frames = trainer.args, trainer.world.size, len(trainer.training)
+    # The last rank's last batch is the smallest.
+    smallest = data.shares(range(frames), args.batch_size, ranks - 1, ranks)[-1]
+    if len(smallest) > 1 or args.sync_bn:
         return
 
     # Of another such network, on a device that computes shapes alone.
-    size = args.image_size
     with torch.device("meta"):
         net = model.create_model(**trainer.net.config)
-        images = torch.empty(1, 3, size, size)
+        images = torch.empty(1, 3, args.image_size, args.image_size)
     model.set_frozen(net, bn=args.freeze_bn)
     try:
         net.train().forward_features(images)
     except ValueError:
         raise data.DataError(
-            f"{args.data}: {len(trainer.training)} training frames in batches of {args.batch_size} "
-            f"end in one of a single frame, which at {size} px leaves batch norm one value a "
-            "channel – another --batch-size, a larger --image-size, or --freeze-bn"
+            f"{args.data}: {frames} training frames in batches of {args.batch_size} end in one of "
+            f"a single frame, which at {args.image_size} px leaves batch norm one value a channel "
+            "– another --batch-size, a larger --image-size, or --freeze-bn"
         ) from None
 
 
@@ -665,21 +643,18 @@ def train(args, world):
 
     args = settle_weights(args, saved, world)
     if run and saved:
-        # The frames themselves are compared when they are read, where the run knows its own.
-        free = FREE_TO_CHANGE | ({"data", "val", "images"} if "frames" in saved else set())
-        if args.resume == "override":
-            free = vars(args).keys() - BUILT_IN
+        free = vars(args).keys() - BUILT_IN if args.resume == "override" else FREE_TO_CHANGE
         run.refuse_other_flags(vars(args), free)
     seed_everything(args.seed)
 
     training, validation = open_data(args, world)
     frames = {"train": training.fingerprint(), "val": validation.fingerprint()}
     if saved:
-        refuse_other_frames(args, saved, frames, training.class_names)
+        checkpoint.refuse_other_frames(args.out, saved, frames, training.class_names, args.resume)
     trainer = make_trainer(args, saved, training, world)
     trainer.about["frames"] = frames
     refuse_lone_frame(trainer)
-    if saved and saved.get("frames", frames)["val"] != frames["val"]:
+    if saved and saved.get("frames", {}).get("val") != frames["val"]:
         print("the validation frames are others, so the best epoch is looked for anew")
         trainer.best = {"f1": -1.0, "epoch": 0}
 
