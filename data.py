@@ -680,7 +680,7 @@ def main(argv=None) -> int:
     parser.add_argument("--val", help="as for train.py")
     args = parser.parse_args(argv)
     try:
-        print(describe(load(args.data, images=args.images, val=args.val)))
+        print(describe(load(args.data, size=SIZE, images=args.images, val=args.val)))
     except (DataError, MemoryError) as failure:
         print(f"data.py: {failure}", file=sys.stderr)
         return 3 if isinstance(failure, DataError) else 5

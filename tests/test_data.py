@@ -533,6 +533,47 @@ def test_damaged_index_is_made_again(tmp_path):
         assert damaged != whole == file.read_text()
 
 
+# ------------------------------------------------------------------------------------ large frames
+
+
+def test_a_large_frame_and_its_label_map_are_reduced_alike(tmp_path):
+    """1280 pixels become 640: of each 2 x 2 labels one, and no label of the frame is lost."""
+    write_a2d(tmp_path, {"v/1": (0, [11, 79])}, size=(1400, 1280))
+    file = tmp_path / "Annotations/col/v/1.png"
+    ids = np.zeros((1280, 1400, 3), np.uint8)
+    ids[100:301, 200:401] = data.PALETTE[11][1]
+    ids[0, 0] = data.PALETTE[79][1]  # of a single pixel, which the smaller map does not show
+    Image.fromarray(ids).save(file)
+    plain = data.A2D(tmp_path, "train")
+    assert plain[0][1].shape == (3, 1280, 1400) and plain[0][3].shape == (1280, 1400)
+    for keep in (None, "cpu"):
+        dataset = data.A2D(tmp_path, "train", keep, size=224)
+        _, frame, labels, label_map = dataset[0]
+        assert frame.shape == (3, 640, 700) and label_map.shape == (640, 700)
+        assert torch.equal(label_map, plain[0][3][1::2, 1::2])
+        assert labels.nonzero().flatten().tolist() == indices(11, 79)
+    assert data.A2D(tmp_path, "train", size=448)[0][1].shape == (3, 1280, 1400)
+    assert data.A2D(tmp_path, "train", size=32)[0][1].shape == (3, 640, 700)  # not below 640
+
+
+def test_memory_of_batches_is_told_where_it_passes_1_gb(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # stands upright: 640 x 1280
+    picture(tmp_path / "a.jpg", (1600, 800), exif=exif)
+    picture(tmp_path / "b.jpg", (1920, 640))
+    dataset = data.ImageFolder(tmp_path, size=224)
+    # 1920 x 1280 is what both fit into: 7.4 MB a frame, five batches with two workers
+    assert data.describe_batches(dataset, 27, 2) == ""
+    assert data.describe_batches(dataset, 28, 2) == (
+        "decoded frames take 1.0 GB of memory: 5 batches of 28 frames up to 1920 x 1280 – fewer "
+        "--workers or a smaller --batch-size take less"
+    )
+    assert data.describe_batches(dataset, 135, 0) == ""
+    assert data.describe_batches(dataset, 136, 0).startswith("decoded frames take 1.0 GB")
+    (batch,) = data.batches(dataset, [0, 1], 2)
+    assert batch.frames.shape == (2, 3, 1280, 1920)
+
+
 # ------------------------------------------------------------------------------------ batches
 
 

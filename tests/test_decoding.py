@@ -5,6 +5,8 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import data
@@ -144,3 +146,94 @@ def test_size_limit_is_inclusive(tmp_path, monkeypatch):
     assert decoding.decode(picture(tmp_path / "a.png", (6, 4))).shape == (4, 6, 3)
     with pytest.raises(data.DataError, match="25 x 1 pixels"):
         decoding.decode(picture(tmp_path / "b.png", (25, 1)))
+
+
+# --------------------------------------------------------------------------------- levels of grey
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint16])
+@pytest.mark.parametrize("values, expected", [
+    ((0, 100, 255), (0, 100, 255)),  # 8 bits in a larger box: not black
+    ((0, 0x1234, 0xFFFF), (0, 0x12, 0xFF)), ((0, 255, 256), (0, 0, 1)),
+])  # fmt: skip
+def test_whole_numbers_are_levels_of_8_or_16_bits(tmp_path, kind, values, expected):
+    Image.fromarray(np.array([values], kind)).save(tmp_path / "a.tif")
+    assert decoding.decode(tmp_path / "a.tif").tolist() == [[[v] * 3 for v in expected]]
+
+
+@pytest.mark.parametrize("values", [(0, 65536), (-1, 9)])
+def test_whole_numbers_beyond_16_bits_are_refused(tmp_path, values):
+    Image.fromarray(np.array([values], np.int32)).save(tmp_path / "a.tif")
+    (found,) = problems(decoding.decode, tmp_path / "a.tif")
+    assert f"levels from {values[0]} to {values[1]} have no agreed range – save as 8-bit" in found
+
+
+# --------------------------------------------------------------------------------- large pictures
+
+
+def photograph(height, width):
+    """Waves that are some 60 pixels long, so that no way of reducing differs much from another."""
+    y, x = np.indices((height, width))
+    waves = [np.sin(x / 20 + phase) * np.cos(y / 25 + phase) for phase in range(3)]
+    return np.rint(127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("a.png", {}), ("a.jpg", {"quality": 95}), ("a.webp", {"lossless": True}),
+])  # fmt: skip
+@pytest.mark.parametrize("height, width", [(640, 900), (700, 640), (1000, 640)])
+def test_what_is_not_too_large_is_untouched(tmp_path, name, options, height, width):
+    Image.fromarray(photograph(height, width)).save(tmp_path / name, **options)
+    plain = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+    assert np.array_equal(decoding.decode(tmp_path / name, 640), plain)
+    assert np.array_equal(decoding.decode(tmp_path / name), plain)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+@pytest.mark.parametrize("height, width", [(700, 1400), (1300, 900), (2700, 3000)])
+def test_what_is_larger_is_reduced_to_the_shorter_side(tmp_path, name, height, width):
+    """Against the mean of the area that each pixel covers, in float64; waves are up to 9 pixels
+    long after it, so that a triangle in place of the area costs some 5 levels."""
+    original = photograph(height, width)
+    Image.fromarray(original).save(tmp_path / name, **({"quality": 95} if "jpg" in name else {}))
+    levels = decoding.decode(tmp_path / name, 640)
+    expected = (640, round(width * 640 / height))
+    if width < height:
+        expected = (round(height * 640 / width), 640)
+    assert levels.shape == (*expected, 3)
+
+    area = F.interpolate(torch.from_numpy(original).permute(2, 0, 1)[None].double(),
+                         expected, mode="bilinear", antialias=True)[0].permute(1, 2, 0)  # fmt: skip
+    away = np.abs(levels - area.numpy())
+    assert away.mean() < 1.5 and away.max() < 12
+    # The means of all are those of the original, so nothing is cut off or shifted.
+    assert np.allclose(levels.mean((0, 1)), original.mean((0, 1)), atol=0.5)
+
+
+def test_a_rotated_photograph_is_reduced_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # the stored top is the right side
+    stored = photograph(800, 1600)
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    upright = decoding.decode(tmp_path / "a.jpg", 640)
+    assert upright.shape == (1280, 640, 3)
+    Image.fromarray(np.ascontiguousarray(np.rot90(stored, -1))).save(tmp_path / "b.jpg", quality=95)
+    assert np.abs(upright - decoding.decode(tmp_path / "b.jpg", 640).astype(int)).mean() < 1
+
+
+def test_a_photograph_beyond_the_limit_is_read_if_it_is_reduced(tmp_path):
+    Image.new("RGB", (9000, 6000), (200, 10, 30)).save(tmp_path / "a.jpg")
+    assert "9000 x 6000 pixels" in problems(decoding.decode, tmp_path / "a.jpg")[0]
+    levels = decoding.decode(tmp_path / "a.jpg", 640)
+    assert levels.shape == (640, 960, 3)
+    assert np.abs(levels - np.array([200, 10, 30])).max() <= 3  # JPEG's rounding
+    # A PNG is decoded whole before it could be reduced.
+    (tmp_path / "b.png").write_bytes(png_header(9000, 6000))
+    assert "9000 x 6000 pixels" in problems(decoding.decode, tmp_path / "b.png", 640)[0]
+
+
+def test_a_caller_s_own_image_is_reduced_and_stays_as_it_is(tmp_path):
+    Image.fromarray(photograph(800, 1600)).save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        levels = decoding.rgb(image, shorter=640)
+        assert image.size == (1600, 800) and levels.shape == (640, 1280, 3)

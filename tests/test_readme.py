@@ -1,5 +1,6 @@
 """README.md: every command in it is one that works, every file it names exists."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -7,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import checkpoint
+import data
 import evaluate
 import mish_kernel
 import model
@@ -70,6 +73,44 @@ def test_flags_named_exist(capsys):
     prose = re.sub(r"```.*?```", "", README, flags=re.S)
     for flag in re.findall(r"`(--[a-z][a-z-]+)", prose):
         assert flag in known, flag
+
+
+def run_block(word, folder):
+    """The README's Python code with this word in it, in a folder."""
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if word in block)
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_coco_becomes_a_table(tmp_path):
+    """An image of two classes, one of them twice, and an image without a box."""
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 3, "file_name": "b.jpg"}]
+    boxes = [{"image_id": 7, "category_id": c, "bbox": [0, 0, 1, 1]} for c in (18, 17, 18)]
+    coco = {"images": images, "annotations": boxes, "info": {},
+            "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}]}  # fmt: skip
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(coco))
+    check_table(tmp_path, "coco.csv", "val2017", "coco")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_voc_becomes_a_table(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    for name, things in (("a", ("dog", "cat", "dog")), ("b", ())):
+        boxes = "".join(f"<object><name>{thing}</name><bndbox/></object>" for thing in things)
+        text = f"<annotation><filename>{name}.jpg</filename>{boxes}</annotation>"
+        (tmp_path / f"Annotations/{name}.xml").write_text(text)
+    check_table(tmp_path, "voc.csv", "JPEGImages", "ElementTree")
+
+
+def check_table(folder, table, images, word):
+    run_block(word, folder)
+    (folder / images).mkdir()
+    for name in "ab":
+        Image.new("RGB", (6, 4)).save(folder / images / f"{name}.jpg")
+    dataset = data.CSVDataset(folder / table, images=folder / images)
+    assert dataset.names == ["a.jpg", "b.jpg"] and dataset.class_names == ["cat", "dog"]
+    assert dataset.labels.tolist() == [[1, 1], [0, 0]]
 
 
 @pytest.mark.slow
