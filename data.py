@@ -392,8 +392,8 @@ class Listed(Frames):
         if not rows and not problems:
             there = sorted({row.split_or_default() for row in listing.rows})
             problems.append(
-                f"{listing.source}: no row is of split {split} – name some in a column split"
-                f" (there are {some(there) or 'no rows'})"
+                f"{listing.source}: no row is of split {split}, but of {some(there) or 'none'} – "
+                "name some in a column split, or ask for another"
             )
 
         labels = None

@@ -6,6 +6,7 @@
 A file that cannot be read, is damaged, too large, or no image is named in a DataError, in one line.
 """
 
+import warnings
 from contextlib import contextmanager, suppress
 
 import numpy as np
@@ -32,7 +33,10 @@ def opened(path, shorter=None):
     raises   DataError naming the file, also for what fails in the `with` block
     """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():  # Pillow warns at half of what it refuses
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
             reduced = reduced_size(image.size, shorter)
             if reduced != image.size:
                 image.draft(None, reduced)
@@ -41,7 +45,7 @@ def opened(path, shorter=None):
             yield image
     except (DataError, MemoryError):
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error} – scale it down") from None
     except Image.UnidentifiedImageError:
         raise DataError(f"{path}: {in_place_of_an_image(path)}") from None

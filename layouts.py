@@ -36,6 +36,7 @@ LABEL_SEPARATORS = "|;,"
 PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "image_path", "image", "image_id", "id", "name"
 )  # fmt: skip
+NO_CLASSES = (*PATH_COLUMNS, "index")  # columns that are none, although they may hold 0 and 1
 LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class")
 SPLIT_COLUMNS = ("split",)
 SPLITS = {
@@ -44,6 +45,7 @@ SPLITS = {
 }  # fmt: skip
 CELLS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 NO_LABEL = ("", "nan", "NaN", "None", "null", "NULL", "<NA>")  # as programs write a missing value
+BRACKETS = ("[", "{", "(")
 QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
 # Pillow opens these too: documents, films and fields of numbers, of which it shows a page or none.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -227,6 +229,15 @@ def _a2d_list(root, split):
 # ------------------------------------------------------------------------------------ tables
 
 
+class Table(NamedTuple):
+    header_at: str  # "file:line"
+    header: list[str]
+    lines: list[tuple[str, list[str]]]  # "file:line" and the cells, as many as the header has
+
+    def column(self, i) -> list[tuple[str, str]]:
+        return [(where, cells[i]) for where, cells in self.lines]
+
+
 class Columns(NamedTuple):
     """Where in a line what stands."""
 
@@ -240,87 +251,95 @@ def read_table(path, images=None, classes=None) -> Listing:
     """A table of frames, with a column of labels or a column of 0 and 1 for each class.
 
     images   the folder that its paths are below; None: its own
-    classes  the names that a checkpoint knows
+    classes  the only ones that there are, of a checkpoint; None: classes.txt lists them, or nobody
     """
     path = Path(path)
-    listing = Listing(path, classes=_classes_txt(path.parent, problems := []))
-    listing.problems += problems
+    listing = Listing(path)
+    listing.classes = _classes_txt(path.parent, listing.problems)
     known = classes or listing.classes
 
-    (header_at, header), *lines = _lines_of(listing)
-    header, lines = _without_empty_ends(listing, header_at, header, lines)
-    columns = _columns(listing, header_at, header, lines, known, classes is None)
-
-    # A column of labels, or one for each class.
+    table = _parse(listing)
+    columns = _columns(listing, table, known)
     if columns.labels is None:
-        listing.named = dict.fromkeys(columns.classes, header_at)
-        found = [_labels_of_cells(listing, where, cells, columns) for where, cells in lines]
+        listing.named = dict.fromkeys(columns.classes, table.header_at)
+        labels = [_labels_of_cells(cells, columns) for _, cells in table.lines]
     else:
-        found = _labels_of_column(listing, lines, columns.labels, set(known or ()))
+        labels = _labels_of_column(listing, table.column(columns.labels), set(known or ()))
 
     finder = Finder(path.parent, images)
-    for (where, cells), labels in zip(lines, found, strict=True):
-        for label in labels:
-            listing.named.setdefault(label, where)
-        split = _split(listing, where, cells, columns)
+    for (where, cells), names in zip(table.lines, labels, strict=True):
+        for name in names:
+            listing.named.setdefault(name, where)
+        split = None if columns.split is None else _split(listing, where, cells[columns.split])
         place = finder.find(listing, where, cells[columns.path])
         if place:
-            listing.rows.append(Row(where, *place, labels, split))
-    finder.report(listing)
-    _merge(listing, one_row_a_label=columns.labels is not None)
+            listing.rows.append(Row(where, *place, names, split))
+
+    finder.note(listing)
+    _merge_rows(listing, one_label_each=columns.labels is not None)
     return listing
 
 
-def _classes_txt(folder, problems):
+def _classes_txt(folder, problems) -> list[str] | None:
     """The names in classes.txt of a folder, or None where there is no such file."""
-    file, first = folder / "classes.txt", {}
+    file = folder / "classes.txt"
     if not os.path.exists(file):
         return None
+
+    places = {}
     for where, name in read_lines(file):
-        if first.setdefault(name, where) != where:
-            problems.append(f"{where}: {name} stands already at {first[name]} – drop one")
-    if not first:
+        if places.setdefault(name, where) != where:
+            problems.append(f"{where}: {name} stands already at {places[name]} – drop one")
+    if not places:
         problems.append(f"{file}: names no class – write one a line, or remove the file")
-    return list(first)
+    return list(places)
 
 
-def _lines_of(listing):
-    """[("file:line", cells)] of the lines that are not blank; the first one is the header."""
+def _parse(listing) -> Table:
+    """The table in a text, without its blank lines and the empty cells at their ends.
+
+    raises  DataError: there is no header, or it names a column twice
+    """
     path = listing.source
-    text, line = read_text(path), 1
-    separator = max(COLUMN_SEPARATORS, key=text.lstrip("\n").partition("\n")[0].count)
+    text = read_text(path)
+    header = text.lstrip("\n").partition("\n")[0]
+    separator = max(COLUMN_SEPARATORS, key=header.count)
+
     # Excel names the separator in a line of its own.
+    skipped = 0
     if excel := re.match(r"sep=(.)\n", text, re.IGNORECASE):
-        separator, text, line = excel[1], text[excel.end() :], 2
+        separator, skipped = excel[1], 1
+        text = text[excel.end() :]
     if separator != ",":
         listing.note(f"its columns are separated by {separator!r}")
 
-    found, before = [], line - 1
+    lines = []
+    begins = skipped + 1  # the line of the text that a line of the table begins at
     reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     try:
         for cells in reader:
-            where, after = f"{path}:{line}", before + reader.line_num + 1
+            where, ends = f"{path}:{begins}", skipped + reader.line_num
             # A quotation mark that is never closed swallows the lines after it.
-            if after - line > 1:
+            if ends > begins:
                 listing.problems.append(
-                    f"{where}: a quoted cell goes on for {after - line} lines – end it in one"
+                    f"{where}: a quoted cell goes on for {ends - begins + 1} lines – end it in one"
                 )
             elif any(cell.strip() for cell in cells):
-                found.append((where, [cell.strip() for cell in cells]))
-            line = after
+                lines.append((where, [cell.strip() for cell in cells]))
+            begins = ends + 1
     except csv.Error as error:
         listing.problems.append(
-            f"{path}:{line}: {error} – look for an odd quotation mark from here on"
+            f"{path}:{begins}: {error} – look for an odd quotation mark from here on"
         )
 
-    if not found:
-        header = f"{path}:1: the header must name path and labels – there is none"
-        raise DataError(*(listing.problems or [header]))
-    return found
+    if not lines:
+        missing = f"{path}:1: the header must name path and labels – there is none"
+        raise DataError(*(listing.problems or [missing]))
+    return _even(listing, *lines[0], lines[1:])
 
 
-def _without_empty_ends(listing, header_at, header, lines):
-    """Header and lines of one length: empty cells at the end of a line are none."""
+def _even(listing, header_at, header, lines) -> Table:
+    """The lines that have as many cells as the header, whose empty end is cut off."""
     width = len(header)
     while width and not header[width - 1] and not any(any(c[width - 1 :]) for _, c in lines):
         width -= 1
@@ -332,166 +351,170 @@ def _without_empty_ends(listing, header_at, header, lines):
         else:
             even.append((where, cells[:width]))
 
-    names = [name for name in header[:width] if name]
-    if len(set(names)) < len(names):
-        twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(header[:width]).items() if name and count > 1]
+    if twice:
         raise DataError(
             f"{header_at}: the header names {some(twice)} more than once – rename or remove one"
         )
-    return header[:width], even
+    return Table(header_at, header[:width], even)
 
 
-def _columns(listing, header_at, header, lines, known, in_training) -> Columns:
-    """Which column is which; all that is not read is named."""
+def _columns(listing, table, known) -> Columns:
+    """Which column is which; all that is not read is named in a note.
+
+    raises  DataError: no column has paths
+    """
+    header = table.header
     lower = [name.lower() for name in header]
-
-    def first_of(names):
-        return next((lower.index(name) for name in names if name in lower), None)
-
-    path, labels, split = map(first_of, (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
+    path, labels, split = (
+        next((lower.index(name) for name in names if name in lower), None)
+        for names in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+    )
     if path is None:
-        hint = next(filter(None, (did_you_mean(name, PATH_COLUMNS) for name in lower)), "")
+        hints = (did_you_mean(name, PATH_COLUMNS) for name in lower)
+        hint = next(filter(None, hints), "")
         raise DataError(
-            f"{header_at}: the header must name a column of paths ({', '.join(PATH_COLUMNS)}) – "
-            f"it is {header[:8]}{hint}"
+            f"{table.header_at}: the header must name a column of paths "
+            f"({', '.join(PATH_COLUMNS)}) – it is {header[:8]}{hint}"
         )
-
-    others = {name: i for i, name in enumerate(header) if i not in (path, labels, split)}
-    ignored = _unnamed(listing, header_at, header, others, lines)
-    classes = {}
-    if labels is None:
-        classes = _class_columns(listing, header_at, others, lines, known, in_training)
-    ignored += [name for name in others if name not in classes]
-    if ignored:
-        listing.note(f"ignored columns: {some(ignored)}")
     if header[path] != "path":
         listing.note(f"the paths are in column {header[path]}")
     if labels is not None and header[labels] != "labels":
         listing.note(f"the labels are in column {header[labels]}")
+
+    others = {name: i for i, name in enumerate(header) if i not in (path, labels, split)}
+    ignored = _unnamed(listing, table, others)
+    classes = _class_columns(listing, table, others, known) if labels is None else {}
+    ignored += [name for name in others if name not in classes]
+    if ignored:
+        listing.note(f"ignored columns: {some(ignored)}")
     return Columns(path, labels, split, classes)
 
 
-def _unnamed(listing, header_at, header, others, lines) -> list[str]:
-    """Takes the column without a name out of `others`: an index as pandas writes it, or a problem.
-    """
-    unnamed = [name for name in others if re.fullmatch(r"(Unnamed: \d+)?", name)]
-    for name in unnamed:
-        column = others.pop(name)
-        if column or not all(cells[0].isdecimal() for _, cells in lines):
-            listing.problems.append(
-                f"{header_at}: column {column + 1} has no name – name it or remove it"
-            )
-            return []
-    return ["the first, an index"] if unnamed else []
+def _unnamed(listing, table, others) -> list[str]:
+    """Takes a column without a name out of `others`: an index as pandas writes it, or a problem."""
+    for name in list(others):
+        if not re.fullmatch(r"(Unnamed: \d+)?", name):
+            continue
+        i = others.pop(name)
+        if i == 0 and all(cell.isdecimal() for _, cell in table.column(i)):
+            return ["the first, an index"]
+        listing.problems.append(
+            f"{table.header_at}: column {i + 1} has no name – name it or remove it"
+        )
+    return []
 
 
-def _class_columns(listing, header_at, others, lines, known, in_training) -> dict[str, int]:
-    """The columns of 0 and 1, by class.
-
-    known  the only classes that there are: a checkpoint's, or those in classes.txt
-    """
-    others = {name: i for name, i in others.items() if name.lower() not in (*PATH_COLUMNS, "index")}
-    listed = listing.classes
+def _class_columns(listing, table, others, known) -> dict[str, int]:
+    """The columns of 0 and 1, by class; `known` are the only classes that there are, or None."""
     classes = {}
     for name, i in others.items():
-        cells = {where: line[i] for where, line in lines}
-        wrong = {at: cell for at, cell in cells.items() if cell.lower() not in CELLS}
-        named = known is not None and name in known
-        # A column of other things says something else, unless it has a class's name.
-        if not named and (len(wrong) == len(cells) or (listed and name not in listed)):
-            continue
+        column = table.column(i)
+        wrong = [(where, cell) for where, cell in column if cell.lower() not in CELLS]
+        if known is None or name not in known:
+            # A column of other things says something else, and so does one that nobody lists.
+            unlisted = listing.classes is not None and name not in listing.classes
+            if len(wrong) == len(column) or unlisted or name.lower() in NO_CLASSES:
+                continue
+
         classes[name] = i
         if wrong:
-            told = [f"{cell!r} in line {at.rpartition(':')[2]}" for at, cell in wrong.items()]
+            cells = [f"{cell!r} in line {where.rpartition(':')[2]}" for where, cell in wrong]
             listing.problems.append(
-                f"{next(iter(wrong))}: column {name} is {some(told, 3)} – must be 0 or 1; "
-                "classes.txt beside the table can list the columns that count"
+                f"{wrong[0][0]}: column {name} is {some(cells, 3)} – must be 0 or 1; classes.txt "
+                "beside the table can list the columns that count"
             )
 
-    if known is None or not classes:
+    # Where no column is of 0 and 1, images have no labels; else each class has a column.
+    if not known or not classes:
         return classes
-    source = "classes.txt lists" if in_training else "the checkpoint knows"
     missing = [name for name in known if name not in classes]
     if missing:
         listing.problems.append(
-            f"{header_at}: has no column of {some(missing)}, which {source} – add what is true of "
-            "each frame"
+            f"{table.header_at}: has no column of {some(missing)}, of the classes {some(known)} – "
+            "add what is true of each frame"
         )
     for name in classes:
         if name not in known:
             listing.problems.append(
-                f"{header_at}: column {name} is of no class that {source} – rename or remove it"
-                f"{did_you_mean(name, known)}"
+                f"{table.header_at}: column {name} is none of the classes {some(known)} – rename "
+                f"or remove it{did_you_mean(name, known)}"
             )
     return classes
 
 
-def _labels_of_cells(listing, where, cells, columns) -> list[str]:
+def _labels_of_cells(cells, columns) -> list[str]:
     return [name for name, i in columns.classes.items() if CELLS.get(cells[i].lower())]
 
 
-def _labels_of_column(listing, lines, column, known) -> list[list[str]]:
-    """The names in each cell of a column: a list, or names between separators."""
-    cells = [(where, cells[column]) for where, cells in lines]
-    plain = [text for _, text in cells if text not in known and text[:1] not in tuple("[{(")]
-    used = [mark for mark in LABEL_SEPARATORS if any(mark in text for text in plain)]
-    separator = used[0] if used else "|"
+def _labels_of_column(listing, column, known) -> list[list[str]]:
+    """The names in each cell of a column: a list, or names between separators.
+
+    known  names that are taken as they are, whatever is in them
+    """
+    plain = [text for _, text in column if text not in known and text[:1] not in BRACKETS]
+    marks = [mark for mark in LABEL_SEPARATORS if any(mark in text for text in plain)]
+    separator = marks[0] if marks else "|"
     if separator != "|":
         listing.note(f"its labels are separated by {separator!r}")
 
-    found, missing, lists = [], Counter(), 0
-    for where, text in cells:
-        names = [text] if text in known else _list_items(text)
-        lists += names is not None and text not in known
-        if names is None and text[:1] in ("[", "{"):
+    labels, missing, lists = [], Counter(), 0
+    for where, text in column:
+        if text in known:
+            names = [text]
+        elif text[:1] in BRACKETS and (names := _list_items(text)) is not None:
+            lists += 1
+        elif text[:1] in ("[", "{"):
             listing.problems.append(f"{where}: {text!r} is no list of labels – separate them by |")
             names = []
-        if names is None:
-            names = [name.strip() for name in text.split(separator) if name.strip()]
-            other = [mark for mark in used if any(mark in n for n in names if n not in known)]
-            if other:
-                listing.problems.append(
-                    f"{where}: {text!r} holds {other[0]!r}, where other labels are separated by "
-                    f"{separator!r} – use one of them, or list the names in classes.txt"
-                )
+        else:
+            names = [name.strip() for name in text.split(separator)]
+            _refuse_other_marks(listing, where, text, marks, [n for n in names if n not in known])
 
-        missing.update(name for name in names if name in NO_LABEL and name not in known)
-        found.append([name for name in names if name in known or name not in NO_LABEL])
+        said = [name for name in names if name in known or name not in NO_LABEL]
+        missing.update(name for name in names if name and name not in said)
+        labels.append(said)
+
     if lists:
         listing.note(f"brackets are read as lists of labels in {lists} of its rows")
     for word, count in missing.items():
-        if word:
-            listing.note(f"{word} is read as no label in {count} of its rows")
-    return found
+        listing.note(f"{word} is read as no label in {count} of its rows")
+    return labels
+
+
+def _refuse_other_marks(listing, where, text, marks, names):
+    """A problem where names, split by marks[0], hold a mark that could separate labels too."""
+    for mark in marks:
+        if any(mark in name for name in names):
+            listing.problems.append(
+                f"{where}: {text!r} holds {mark!r}, where other labels are separated by "
+                f"{marks[0]!r} – use one of them, or list the names in classes.txt"
+            )
+            return
 
 
 def _list_items(text) -> list[str] | None:
     """The names in a list as JSON, Python, numpy or a person writes it; None: it is none."""
     if not re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text):
         return None
-    try:
+    with suppress(ValueError, RecursionError):
         items = json.loads(text)
-    except (ValueError, RecursionError):
-        # numpy writes no commas, and Python would join the neighbours: 'dog' 'cat' is not dogcat.
-        quoted = re.findall(QUOTED, text)
-        between = re.sub(QUOTED, "", text[1:-1]).strip(" ,")
-        if not quoted and text[0] == "[":
-            items = [name.strip() for name in between.split(",")]
-        elif not quoted or between:
-            return None
-        else:
-            with suppress(ValueError, SyntaxError):
-                return [ast.literal_eval(name).strip() for name in quoted]
-            return None
-    if not isinstance(items, list) or any(isinstance(item, (list, dict)) for item in items):
-        return None
-    return [str(item).strip() for item in items if item is not None]
+        nested = not isinstance(items, list) or any(isinstance(i, (list, dict)) for i in items)
+        return None if nested else [str(item).strip() for item in items if item is not None]
+
+    # numpy writes no commas, and Python would join the neighbours: 'dog' 'cat' is not dogcat.
+    quoted = re.findall(QUOTED, text)
+    between = re.sub(QUOTED, "", text[1:-1]).strip(" ,")
+    if quoted and not between:
+        with suppress(ValueError, SyntaxError):
+            return [ast.literal_eval(name).strip() for name in quoted]
+    if text[0] == "[" and not quoted:
+        return [name.strip() for name in between.split(",")]
+    return None
 
 
-def _split(listing, where, cells, columns) -> str | None:
-    if columns.split is None:
-        return None
-    written = cells[columns.split]
+def _split(listing, where, written) -> str | None:
+    """The split that a cell names; None: none."""
     split = SPLITS.get(written.lower())
     if split is None and written not in NO_LABEL:
         listing.problems.append(
@@ -554,8 +577,8 @@ class Finder:
                     by_stem.setdefault(name, []).append(file)
         return self.stems[folder].get(stem, [])
 
-    def report(self, listing):
-        """Notes what was assumed."""
+    def note(self, listing):
+        """Says what was assumed."""
         if self.backslashes:
             listing.note(f"\\ is read as / in {self.backslashes} of its paths")
         if self.absolute:
@@ -567,15 +590,15 @@ class Finder:
             )
 
 
-def _merge(listing, one_row_a_label):
-    """One row a file. Rows of a file that each name a label make one; others are problems."""
-    first, merged = {}, set()
+def _merge_rows(listing, one_label_each):
+    """One row a file. Rows of a file that name a label each become one; others are problems."""
+    rows, merged = {}, set()
     for row in listing.rows:
         file = os.path.normpath(row.path)  # ./a.png and b//../a.png are a.png too
-        before = first.setdefault(file, row)
+        before = rows.setdefault(file, row)
         if before is row:
             continue
-        if not one_row_a_label:
+        if not one_label_each:
             listing.problems.append(
                 f"{row.where}: {row.name} stands already at {before.where} – drop one"
             )
@@ -587,8 +610,8 @@ def _merge(listing, one_row_a_label):
         before.labels.extend(label for label in row.labels if label not in before.labels)
         merged.add(file)
 
-    listing.rows = list(first.values())
-    if merged and one_row_a_label:
+    listing.rows = list(rows.values())
+    if merged and one_label_each:
         listing.note(f"rows of one file are taken together, for {len(merged)} of its files")
 
 
@@ -621,26 +644,24 @@ def read_folder(path, classes=None) -> Listing:
         listing.problems.append(f"{path}: no picture that can be read – name a folder of pictures")
 
     names = [file.relative_to(top).as_posix() for file in files]
-    parts = [name.split("/")[:-1] for name in names]
-    split_first = bool(parts) and all(p and p[0].lower() in SPLITS for p in parts)
-    folders = [p[split_first:] for p in parts]  # of each picture, below its split
-    found = sorted({p[0] for p in folders if p})
-    labelled = bool(found) and all(folders)
-    if classes is not None:
-        labelled = labelled and _are_classes(listing, found, classes)
+    folders = [name.split("/")[:-1] for name in names]  # of each picture, from the top
+    has_splits = bool(folders) and all(f and f[0].lower() in SPLITS for f in folders)
+    depth = 1 if has_splits else 0  # of the class folders
+    labelled = bool(folders) and all(len(f) > depth for f in folders)
+    found = sorted({f[depth] for f in folders}) if labelled else []
+    if labelled and classes is not None:
+        labelled = _are_classes(listing, found, classes)
     elif labelled:
-        # A class has several frames, where a film's folder or a day's may have one.
-        labelled = len(files) >= 2 * len(found) and (split_first or len(found) > 1)
+        # A class has several frames, where the folder of a film or of a day may have one.
+        labelled = len(files) >= 2 * len(found) and (has_splits or len(found) > 1)
 
-
-    for file, name, p in zip(files, names, parts, strict=True):
-        split = SPLITS[p[0].lower()] if labelled and split_first else None
-        label = [p[split_first]] if labelled else []
-        listing.rows.append(Row(name, name, str(file), label, split))
+    for file, name, f in zip(files, names, folders, strict=True):
+        split = SPLITS[f[0].lower()] if labelled and has_splits else None
+        listing.rows.append(Row(name, name, str(file), [f[depth]] if labelled else [], split))
     if labelled:
         listing.named = {name: str(top) for name in found}
         listing.classes = _classes_txt(top, listing.problems)
-        listing.note(f"its folders are {len(found)} classes, of which each frame has one")
+        listing.note("each frame has one label, the class folder that it is in")
     return listing
 
 
@@ -649,7 +670,7 @@ def _pictures(listing, folder) -> list[Path]:
     files, left_out, errors = [], Counter(), []
     for where, folders, names in os.walk(folder, onerror=errors.append):
         hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
-        left_out["hidden folder"] += len(hidden)
+        left_out["hidden"] += len(hidden)
         folders[:] = [name for name in folders if name not in hidden]
 
         for name in names:
@@ -664,9 +685,10 @@ def _pictures(listing, folder) -> list[Path]:
     listing.problems += [
         f"{error.filename}: {error.strerror} – name a folder that can be read" for error in errors
     ]
-    left = [f"{count} {what}" for what, count in sorted(left_out.items()) if count]
-    if left:
-        listing.note(f"{len(files)} pictures are read; left out: {some(left)}")
+    if left_out.total():
+        count = len(files) + left_out.total()
+        left = (f"{n} {what}" for what, n in sorted(left_out.items()) if n)
+        listing.note(f"{len(files)} of {count} files are read; left out: {some(left)}")
     return sorted(files)
 
 
@@ -691,7 +713,7 @@ def read(path, images=None, classes=None) -> Listing:
     if path.is_file() and path.suffix.lower() in TABLES:
         return read_table(path, images, classes)
 
-    tables = [file for kind in TABLES for file in path.glob(f"[!.]*{kind}")]
+    tables = [file for file in path.glob("[!.]*.*") if file.suffix.lower() in TABLES]
     if len(tables) > 1:
         names = ", ".join(sorted(file.name for file in tables))
         raise DataError(f"{path}: holds the tables {names} – name one of them")
@@ -699,4 +721,6 @@ def read(path, images=None, classes=None) -> Listing:
         listing = read_table(tables[0], images, classes)
         listing.note("is read, as the one table of its folder")
         return listing
+    if images:
+        raise DataError(f"--images {images}: {path} is no table, whose paths could be below it")
     return read_folder(path, classes)

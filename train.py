@@ -560,13 +560,17 @@ def open_model(args, saved, frequency, world):
     return world.same(net.to(args.device, memory_format=torch.channels_last)), inputs
 
 
-def make_trainer(args, saved, training, world):
+def make_trainer(args, saved, training, validation, world):
     """The Trainer of a new run, or of the one that was `saved`; says what it begins with."""
+    frames = {"train": training.fingerprint(), "val": validation.fingerprint()}
+    if saved:
+        checkpoint.refuse_other_frames(args.out, saved, frames, training.class_names, args.resume)
+
     frequency = training.labels.mean(0)  # (C,) share of the training frames that have the label
     net, inputs = open_model(args, saved, frequency, world)
     about = {
         "config": net.config, "input_config": inputs, "class_names": training.class_names,
-        "frequency": frequency,
+        "frequency": frequency, "frames": frames,
     }  # fmt: skip
     trainer = Trainer(net, about, training, args, world)
 
@@ -581,6 +585,9 @@ def make_trainer(args, saved, training, world):
         best = f", best F1 {trainer.best['f1']:.3f} of epoch {trainer.best['epoch']}"
         print(f"resumed after epoch {trainer.epochs}{best}" if trainer.epochs
               else "resumed before the first epoch")  # fmt: skip
+        if trainer.best["epoch"] and saved.get("frames", {}).get("val") != frames["val"]:
+            print("the validation frames are others, so the best epoch is looked for anew")
+            trainer.best = {"f1": -1.0, "epoch": 0}
     return trainer
 
 
@@ -648,15 +655,8 @@ def train(args, world):
     seed_everything(args.seed)
 
     training, validation = open_data(args, world)
-    frames = {"train": training.fingerprint(), "val": validation.fingerprint()}
-    if saved:
-        checkpoint.refuse_other_frames(args.out, saved, frames, training.class_names, args.resume)
-    trainer = make_trainer(args, saved, training, world)
-    trainer.about["frames"] = frames
+    trainer = make_trainer(args, saved, training, validation, world)
     refuse_lone_frame(trainer)
-    if saved and saved.get("frames", {}).get("val") != frames["val"]:
-        print("the validation frames are others, so the best epoch is looked for anew")
-        trainer.best = {"f1": -1.0, "epoch": 0}
 
     # A run has a checkpoint before its first step: whatever happens, --resume has a beginning.
     if run and (not saved or args.resume == "override"):

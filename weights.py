@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import torch
 
+from layouts import some
+
 
 class WeightsError(ValueError):
     """Weights that cannot be had or used; the message is one line."""
@@ -240,7 +242,7 @@ def load(net, state_dict, naming, path="state dict"):
         "not finite": [key for key in floats if not given[key].isfinite().all()],
     }
 
-    lists = [f"{len(keys)} {fault} ({some(keys)})" for fault, keys in faults.items() if keys]
+    lists = [f"{len(keys)} {fault} ({some(keys, 3)})" for fault, keys in faults.items() if keys]
     if lists:
         # Few misfits are a fault of the file; where they are many, it is another network's.
         misfits = faults["missing"] + faults["unexpected"] + faults["mis-shaped"]
@@ -256,10 +258,6 @@ def load(net, state_dict, naming, path="state dict"):
     if found == head:
         return "classifier loaded"
     return "classifier dropped" if found else "classifier absent"
-
-
-def some(keys):
-    return ", ".join(keys[:3]) + ("..." if len(keys) > 3 else "")
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -362,7 +360,7 @@ def unwrap(whole, path):
     others = [k for k in found[0] if not k.startswith(prefix) and not k.endswith("n_averaged")]
     words = [f"under {'.'.join(keys)}"] if keys else []
     words += [f"{prefix} stripped"] if prefix else []
-    words += [f"{len(others)} left out ({some(others)})"] if others else []
+    words += [f"{len(others)} left out ({some(others, 3)})"] if others else []
     return state, words
 
 

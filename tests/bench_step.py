@@ -182,8 +182,8 @@ def compare(args, world):
     """
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
-    training, _ = open_data(args, world)
-    trainer = make_trainer(args, None, training, world)
+    training, validation = open_data(args, world)
+    trainer = make_trainer(args, None, training, validation, world)
     inputs, window = trainer.about["input_config"], args.batch_size * args.accumulate
     steps = min(args.steps + 1, len(training) // window)
     if steps < 2:

@@ -120,8 +120,8 @@ FAULTS = [
      'weight = (1 - frequency) / frequency.clamp(min=1e-6)', 'weight = frequency / (1 - frequency)',
      "test_flags.py -k pos-weight"),
     ("positive weights of the validation labels", "train.py",
-     'trainer = make_trainer(args, saved, training, world)',
-     'trainer = make_trainer(args, saved, training, world)\n    frequency = '
+     'trainer = make_trainer(args, saved, training, validation, world)',
+     'trainer = make_trainer(args, saved, training, validation, world)\n    frequency = '
      'validation.labels.mean(0)\n    trainer.loss.pos_weight = pos_weight(frequency, args)',
      "test_flags.py -k alone"),
     ("an average without batch norm's statistics", "train.py",
@@ -234,7 +234,7 @@ FAULTS = [
     ("a cut list resumed", "checkpoint.py",
      'if differing and resume != "override":', "if False:", "test_train.py -k resume_knows"),
     ("a best of other validation frames kept", "train.py",
-     'if saved and saved.get("frames", {}).get("val") != frames["val"]:', "if False:",
+     'if trainer.best["epoch"] and saved.get', "if False and saved.get",
      "test_train.py -k resume_knows"),
     ("a check of headers is remembered as one of images", "data.py",
      'if found is not recalled and found["decoded"]:', "if found is not recalled:",
@@ -333,8 +333,8 @@ FAULTS = [
     ("the rarest label as the constant answer", "metrics.py",
      "int(frequency.argmax())", "int(frequency.argmin())", "test_metrics.py -k constant"),
     ("the constant answer of the validation labels", "train.py",
-     '    trainer = make_trainer(args, saved, training, world)\n',
-     '    trainer = make_trainer(args, saved, training, world)\n    '
+     '    trainer = make_trainer(args, saved, training, validation, world)\n',
+     '    trainer = make_trainer(args, saved, training, validation, world)\n    '
      'trainer.about["frequency"] = validation.labels.mean(0)\n',
      "test_train.py -k constant"),
     ("the warm-up left out", "train.py",

@@ -520,6 +520,20 @@ def test_all_rows_of_a_table_without_splits_are_scored(pets, tmp_path, capsys):
         assert said_so == ("val" in flags or flags == ["pets.csv"])
 
 
+def test_a_photograph_is_seen_alike_from_python_and_by_the_command(pets, tmp_path):
+    """Both reduce it as it is decoded; a PIL image is reduced by another filter."""
+    noise = np.random.default_rng(0).integers(0, 256, (9, 15, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((3000, 1800)).save(tmp_path / "a.jpg", quality=95)
+    assert evaluated(tmp_path / "out", pets / "run", "--data", tmp_path / "a.jpg") == 0
+    (row,) = table(tmp_path / "out/predictions.csv")
+    shown = [float(row[name]) for name in ("cat", "dog")]
+    predictor = evaluate.Predictor(pets / "run", "cpu")
+    path = tmp_path / "a.jpg"
+    assert predictor.probabilities([path])[0].tolist() == pytest.approx(shown, abs=6e-5)
+    with Image.open(path) as image:
+        assert predictor.probabilities([image])[0].tolist() == pytest.approx(shown, abs=0.01)
+
+
 def test_images_without_labels_are_predicted_and_few_are_printed(pets, tmp_path, capsys):
     (pets / "list.csv").write_text("file\n" + "".join(f"{i}.png\n" for i in range(11)))
     (pets / "few.csv").write_text("path,labels\n0.png,\n1.png,\n")
@@ -557,17 +571,17 @@ def test_class_folders_are_scored_where_the_checkpoint_knows_them(pets, tmp_path
     )
 
 
-KNOWN = "the checkpoint knows"
-LACKS = f"P/t.csv:1: has no column of cat, which {KNOWN} – add what is true of each frame"
+LACKS = "P/t.csv:1: has no column of cat, of the classes cat, dog – add what is true of each frame"
 UNSCORED = {  # table -> the message
     "path,dog\n0.png,1\n": LACKS,
     "path,dog,cta\n0.png,1,0\n":
-    f"2 problems:\n  {LACKS}\n  P/t.csv:1: column cta is of no class that {KNOWN} – "
+    f"2 problems:\n  {LACKS}\n  P/t.csv:1: column cta is none of the classes cat, dog – "
     "rename or remove it; did you mean cat?",
     "path,labels\n" + "".join(f"{i}.png,dgo\n" for i in range(9)):
     "P/t.csv:2 (and 8 more rows): unknown label 'dgo' – classes are cat, dog; did you mean dog?",
     "path,labels,split\n0.png,dog,test\n":
-    "P/t.csv: no row is of split val – name some in a column split (there are test)",
+    "P/t.csv: no row is of split val, but of test – name some in a column split, or ask for "
+    "another",
 }  # fmt: skip
 
 

@@ -36,6 +36,7 @@ def rows(a, b, c, header="path,labels,split"):
 
 
 LISTS = "brackets are read as lists of labels in 3 of its rows"
+FOLDERS = "each frame has one label, the class folder that it is in"
 HASH = "names no splits: a fifth of its rows, by a hash of the path, is val"
 ONCE = "warning: most classes occur once – are labels separated otherwise than by |?"
 
@@ -112,18 +113,18 @@ CASES = {
     "a byte order mark": pets("\ufeff" + rows("dog|cat", "dog", "")),
     "pandas' index": pets(
         ",Image,Label,split\n0,a.png,dog|cat,train\n1,b.png,dog,train\n2,c.png,,val\n",
-        "ignored columns: the first, an index", "the paths are in column Image",
-        "the labels are in column Label",
+        "the paths are in column Image", "the labels are in column Label",
+        "ignored columns: the first, an index",
     ),
     "pandas' index, read once more": pets(
         "Unnamed: 0,file_name,tags,split\n0,a.png,dog|cat,train\n1,b.png,dog,train\n2,c.png,,val\n",
-        "ignored columns: the first, an index", "the paths are in column file_name",
-        "the labels are in column tags",
+        "the paths are in column file_name", "the labels are in column tags",
+        "ignored columns: the first, an index",
     ),
     "further columns": pets(
         "id,path,width,label,dog,split\n7,a.png,9,dog|cat,0,train\n8,b.png,9,dog,0,train\n"
         "9,c.png,9,,0,val\n",
-        "ignored columns: id, width, dog", "the labels are in column label",
+        "the labels are in column label", "ignored columns: id, width, dog",
     ),
     "floats of 0 and 1": pets(rows("1.0,1.0", "1.0,0.0", "0.0,0.0", "path,dog,cat,split")),
     "true and false": pets(rows("True,TRUE", "true,False", "False,false", "path,dog,cat,split")),
@@ -173,16 +174,14 @@ CASES = {
     # folders; the table is the folder's own name
     "class folders": Case(
         None,
-        ["its folders are 2 classes, of which each frame has one", HASH, "classes: cat 3, dog 2",
-         "val has no frame of cat"],
+        [FOLDERS, HASH, "classes: cat 3, dog 2", "val has no frame of cat"],
         {"cat/1.png": "cat", "cat/2.png": "cat", "cat/6.png": "cat", "dog/1.png": "dog"},
         {"dog/3.png": "dog"},
         files="cat/1.png cat/2.png cat/6.png dog/1.png dog/3.png", flags="D",
     ),
     "train and val of class folders": Case(
         None,
-        ["3 pictures are read; left out: 1 hidden",
-         "its folders are 1 classes, of which each frame has one", "classes: dog 3"],
+        ["3 of 4 files are read; left out: 1 hidden", FOLDERS, "classes: dog 3"],
         {"train/dog/1.png": "dog", "train/dog/2.png": "dog"}, {"Valid/dog/1.png": "dog"},
         files="train/dog/1.png train/dog/2.png train/.DS_Store=x Valid/dog/1.png", flags="D",
     ),
@@ -195,8 +194,8 @@ CASES = {
 UNLABELLED = {
     "a folder": (
         None, "a.png x/b.jfif c.ppm d.jp2 1.heic=x 2.HEIC=x ._a.png=x .x/b.png __MACOSX/a.png n=x",
-        "D", "4 pictures are read; left out: 2 .heic, 1 hidden, 2 hidden folder, 1 without "
-        "extension", ["a.png", "c.ppm", "d.jp2", "x/b.jfif"],
+        "D", "4 of 10 files are read; left out: 2 .heic, 3 hidden, 1 without extension",
+        ["a.png", "c.ppm", "d.jp2", "x/b.jfif"],
     ),
     "folders of a picture each": (None, "x/a.png y/b.png", "D", "", ["x/a.png", "y/b.png"]),
     "a column of paths": ("path\na.png\nb.png\n", "a.png b.png", "D/t.csv", "", ["a.png", "b.png"]),
@@ -246,7 +245,7 @@ REFUSED = {  # table, lines of the message, files, flags
     ),
     "a listed class without a column": (
         "path,dog\na.png,1\nb.png,0\n",
-        ["D/t.csv:1: has no column of cat, which classes.txt lists – add what is true of each "
+        ["D/t.csv:1: has no column of cat, of the classes cat, dog – add what is true of each "
          "frame"], "a.png b.png classes.txt=cat|dog",
     ),
     "splits": (
@@ -284,6 +283,9 @@ REFUSED = {  # table, lines of the message, files, flags
         "path,dog\na.png,0\nb.png,0\n",
         ["D/t.csv: names no label in any row – fill the column labels"],
     ),
+    "--images of a folder": (
+        None, ["--images D: D is no table, whose paths could be below it"], "a.png", "D --images D",
+    ),
     "two tables": (
         "path,labels\na.png,x\n", ["D: holds the tables b.tsv, t.csv – name one of them"],
         "a.png b.tsv=x", "D",
@@ -296,7 +298,8 @@ REFUSED = {  # table, lines of the message, files, flags
     ),
     "no validation": (
         "path,labels,split\na.png,dog,train\nb.png,dog,test\n",
-        ["D/t.csv: no row is of split val – name some in a column split (there are test, train)"],
+        ["D/t.csv: no row is of split val, but of test, train – name some in a column split, "
+         "or ask for another"],
     ),
     "no pictures": (
         None, ["D: no picture that can be read – name a folder of pictures"], "1.heic=x", "D",

@@ -396,7 +396,7 @@ LAYOUTS = {
             }
         },
         "under state_dict, model._orig_mod. stripped, "
-        "5 left out (lpips.0.weight, lpips.1.weight, lpips.2.weight...), ",
+        "5 left out (lpips.0.weight, lpips.1.weight, lpips.2.weight and 2 more), ",
     ),
     "a backbone and its head": (
         lambda n, a: {**under("backbone.", a.state_dict()), **FC},
@@ -472,7 +472,7 @@ def test_two_networks_in_one_state_dict_are_refused(tmp_path):
     torch.save({**under("student.", state), **under("teacher.", state)}, path)
     assert refused(create_model, "tiny", 5, "mish", str(path), says="unexpected").endswith(
         f"{2 * len(state)} unexpected (student.blocks.0.conv.weight, student.blocks.0.bn.weight, "
-        "student.blocks.0.bn.bias...); check --arch"
+        f"student.blocks.0.bn.bias and {2 * len(state) - 3} more); check --arch"
     )
 
 
@@ -765,8 +765,8 @@ MISFITS = {  # what is done to a state dict of resnet34; what is said of it
     ),
     "a tenth missing": (
         lambda s: [s.pop(key) for key in list(s) if key.startswith("layer4.") and "bn" in key],
-        "24 missing (layer4.0.bn1.weight, layer4.0.bn1.bias, layer4.0.bn1.running_mean...); "
-        "check --arch",
+        "24 missing (layer4.0.bn1.weight, layer4.0.bn1.bias, layer4.0.bn1.running_mean and 21 "
+        "more); check --arch",
     ),
 }
 
