@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -164,6 +165,12 @@ class Frames(Dataset):
         if self.labels is not None:
             digest.update(self.labels[list(rows)].to(torch.uint8).numpy().tobytes())
         return f"{len(names)} frames, {digest.hexdigest()[:16]}"
+
+    def identities(self) -> torch.Tensor:
+        """(N,) int64, a hash of each file's name and size, which a copy of it has too."""
+        texts = [f"{os.path.basename(path)} {os.path.getsize(path)}" for path in self.paths]
+        digests = [hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts]
+        return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests])
 
     def _read(self, i):
         """Frame, label map, and the map's classes and its number of pixels with other ids."""
@@ -391,10 +398,8 @@ class Listed(Frames):
         rows = [row for row in listing.rows if split in (None, row.split_or_default())]
         if not rows and not problems:
             there = sorted({row.split_or_default() for row in listing.rows})
-            problems.append(
-                f"{listing.source}: no row is of split {split}, but of {some(there) or 'none'} – "
-                "name some in a column split, or ask for another"
-            )
+            wrong = f"no row is of split {split}, but of {some(there)} – add some, or take another"
+            problems.append(f"{listing.source}: {wrong if there else 'has no row – add some'}")
 
         labels = None
         if listing.labelled():
@@ -433,8 +438,11 @@ def _sorted_classes(listing, problems) -> list[str]:
     """
     seen = {}
     for name in sorted(listing.named):
-        shape = unicodedata.normalize("NFKC", name).casefold()
-        other = seen.setdefault("".join(filter(str.isprintable, shape)), name)
+        shape = unicodedata.normalize("NFKC", name).casefold().strip("\"'")
+        shape = " ".join("".join(filter(str.isprintable, shape)).split())
+        if number := re.fullmatch(r"0*(\d+)(\.0*)?", shape):
+            shape = number[1]  # as pandas writes 1 as 1.0, beside a missing value
+        other = seen.setdefault(shape, name)
         if other != name:
             problems.append(
                 f"{listing.named[name]}: label {name!r} looks like {other!r} "
@@ -469,11 +477,11 @@ def load(path, splits=("train", "val"), classes=None, keep=None, size=None, imag
 
     # A frame that is trained on must not be scored.
     for (a, left), (b, right) in itertools.combinations(sets.items(), 2):
-        place = dict(zip(map(os.path.abspath, left.paths), left.where, strict=True))
+        place = dict(zip(map(os.path.realpath, left.paths), left.where, strict=True))
         problems += [
             f"{right.where[i]}: {right.names[i]} is also in {a} ({place[file]}) – keep it out of "
             f"{b}"
-            for i, file in enumerate(map(os.path.abspath, right.paths))
+            for i, file in enumerate(map(os.path.realpath, right.paths))
             if file in place
         ]
 
@@ -648,8 +656,11 @@ def describe(sets: dict[str, Frames]) -> str:
             absent = ~dataset.labels.any(0)
             names = [name for name, none in zip(dataset.class_names, absent, strict=True) if none]
             lines.append(f"{split} has no frame of {some(names, 10)}")
+    several = "separate those of a frame by |, if they are several"
     if sum(count == 1 for count in seen.values()) > len(seen) / 2:
-        lines.append("warning: most classes occur once – are labels separated otherwise than by |?")
+        lines.append(f"warning: most classes occur once – {several}")
+    if sum(" " in name for name in seen) > len(seen) / 2:
+        lines.append(f"warning: most class names hold a blank – {several}")
     return "\n".join(lines)
 
 

@@ -58,6 +58,8 @@ def in_place_of_an_image(path) -> str:
     start = b""
     with suppress(OSError, TypeError), open(path, "rb") as file:
         start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start[4:8] == b"ftyp":
+        return "a HEIC photograph or a film, which Pillow does not read – convert it to JPEG"
     if start.startswith(b"<"):
         return "a web page, not an image – download the file itself"
     if start.startswith(b"version https://git-lfs"):

@@ -313,7 +313,7 @@ def open_frames(args, member):
     labels are the split "all"."""
     options = {"size": member.transform.size, "images": args.images}
     sets = open_sets(args.data, (args.split,), member.classes, **options)
-    ((split, dataset),) = sets.items()
+    split, dataset = sets.popitem()
 
     # The rows of the very table that was trained on would score what the network has seen.
     if split == "all" and dataset.labels is not None:
@@ -322,7 +322,14 @@ def open_frames(args, member):
             print("note: the network was trained on this list, so what it held out is scored; "
                   "--split train scores the rest")  # fmt: skip
             sets = open_sets(args.data, ("val",), member.classes, **options)
-    ((split, dataset),) = sets.items()
+            split, dataset = sets.popitem()
+
+    # Of another list, frames that the network has seen are scored too well.
+    if split != "train" and dataset.labels is not None and isinstance(dataset, data.Listed):
+        trained_on = member.state.get("trained_on", torch.empty(0))
+        count = torch.isin(dataset.identities(), trained_on).sum()
+        if count:
+            print(f"warning: the network was trained on {count} of these {len(dataset)} frames")
     return split, dataset
 
 

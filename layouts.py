@@ -34,18 +34,20 @@ COLUMN_SEPARATORS = ",;\t"
 LABEL_SEPARATORS = "|;,"
 # Names of columns in any case, the likeliest first: of those that a table has, the first counts.
 PATH_COLUMNS = (
-    "path", "file", "filename", "file_name", "image_path", "image", "image_id", "id", "name"
+    "path", "file", "filename", "file_name", "image_path", "image", "image_id", "id", "name",
+    "file_path", "filepath", "fname", "image_name", "img",
 )  # fmt: skip
-NO_CLASSES = (*PATH_COLUMNS, "index")  # columns that are none, although they may hold 0 and 1
 LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class")
-SPLIT_COLUMNS = ("split",)
+SPLIT_COLUMNS = ("split", "subset", "set", "data_split", "partition", "is_valid", "is_train")
+# Columns that are no classes, although they may hold 0 and 1.
+NO_CLASSES = (*PATH_COLUMNS, *SPLIT_COLUMNS, "index", "fold", "difficult")
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
 }  # fmt: skip
-CELLS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-NO_LABEL = ("", "nan", "NaN", "None", "null", "NULL", "<NA>")  # as programs write a missing value
-BRACKETS = ("[", "{", "(")
+NO_LABEL = (  # as programs write a missing value
+    "", "nan", "NaN", "None", "null", "NULL", "<NA>", "NA", "N/A", "#N/A"
+)  # fmt: skip
 QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
 # Pillow opens these too: documents, films and fields of numbers, of which it shows a page or none.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -135,6 +137,8 @@ def read_text(file) -> str:
     try:
         with open(file, "rb") as opened:
             start = opened.read(2)
+        if start == b"PK":
+            raise DataError(f"{file}: a workbook or an archive, no text – save it as .csv")
         utf16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         text = Path(file).read_text("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -266,16 +270,18 @@ def read_table(path, images=None, classes=None) -> Listing:
     else:
         labels = _labels_of_column(listing, table.column(columns.labels), set(known or ()))
 
-    finder = Finder(path.parent, images)
+    finder = Finder(listing, images)
     for (where, cells), names in zip(table.lines, labels, strict=True):
         for name in names:
             listing.named.setdefault(name, where)
-        split = None if columns.split is None else _split(listing, where, cells[columns.split])
-        place = finder.find(listing, where, cells[columns.path])
+        split = None
+        if columns.split is not None:
+            split = _split(listing, where, table.header[columns.split], cells[columns.split])
+        place = finder.find(where, cells[columns.path])
         if place:
             listing.rows.append(Row(where, *place, names, split))
 
-    finder.note(listing)
+    finder.note()
     _merge_rows(listing, one_label_each=columns.labels is not None)
     return listing
 
@@ -292,7 +298,7 @@ def _classes_txt(folder, problems) -> list[str] | None:
             problems.append(f"{where}: {name} stands already at {places[name]} – drop one")
     if not places:
         problems.append(f"{file}: names no class – write one a line, or remove the file")
-    return list(places)
+    return list(places) or None
 
 
 def _parse(listing) -> Table:
@@ -318,15 +324,9 @@ def _parse(listing) -> Table:
     reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     try:
         for cells in reader:
-            where, ends = f"{path}:{begins}", skipped + reader.line_num
-            # A quotation mark that is never closed swallows the lines after it.
-            if ends > begins:
-                listing.problems.append(
-                    f"{where}: a quoted cell goes on for {ends - begins + 1} lines – end it in one"
-                )
-            elif any(cell.strip() for cell in cells):
-                lines.append((where, [cell.strip() for cell in cells]))
-            begins = ends + 1
+            if any(cell.strip() for cell in cells):
+                lines.append((f"{path}:{begins}", [cell.strip() for cell in cells]))
+            begins = skipped + reader.line_num + 1
     except csv.Error as error:
         listing.problems.append(
             f"{path}:{begins}: {error} – look for an odd quotation mark from here on"
@@ -346,7 +346,11 @@ def _even(listing, header_at, header, lines) -> Table:
 
     even = []
     for where, cells in lines:
-        if any(cells[width:]) or len(cells) < width:
+        uneven = any(cells[width:]) or len(cells) < width
+        # A quotation mark that is never closed swallows the lines after it.
+        if uneven and any("\n" in cell for cell in cells):
+            listing.problems.append(_goes_on(where, cells))
+        elif uneven:
             listing.problems.append(f"{where}: {len(cells)} cells, {width} columns – correct it")
         else:
             even.append((where, cells[:width]))
@@ -357,6 +361,11 @@ def _even(listing, header_at, header, lines) -> Table:
             f"{header_at}: the header names {some(twice)} more than once – rename or remove one"
         )
     return Table(header_at, header[:width], even)
+
+
+def _goes_on(where, cells) -> str:
+    count = 1 + sum(cell.count("\n") for cell in cells)
+    return f"{where}: a quoted cell goes on for {count} lines – end it in one"
 
 
 def _columns(listing, table, known) -> Columns:
@@ -370,6 +379,13 @@ def _columns(listing, table, known) -> Columns:
         next((lower.index(name) for name in names if name in lower), None)
         for names in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
     )
+    # A column set or is_valid may mean anything else, unless it says splits alone.
+    if split is not None and lower[split] != "split":
+        column = table.column(split)
+        if all(split_of(lower[split], cell) or cell in NO_LABEL for _, cell in column):
+            listing.note(f"the splits are in column {header[split]}")
+        else:
+            split = None
     if path is None:
         hints = (did_you_mean(name, PATH_COLUMNS) for name in lower)
         hint = next(filter(None, hints), "")
@@ -392,17 +408,19 @@ def _columns(listing, table, known) -> Columns:
 
 
 def _unnamed(listing, table, others) -> list[str]:
-    """Takes a column without a name out of `others`: an index as pandas writes it, or a problem."""
+    """Takes columns without a name out of `others`: indices as pandas writes them, or problems."""
+    indices = []
     for name in list(others):
         if not re.fullmatch(r"(Unnamed: \d+)?", name):
             continue
         i = others.pop(name)
-        if i == 0 and all(cell.isdecimal() for _, cell in table.column(i)):
-            return ["the first, an index"]
-        listing.problems.append(
-            f"{table.header_at}: column {i + 1} has no name – name it or remove it"
-        )
-    return []
+        if (i == 0 or name) and all(cell.isdecimal() or not cell for _, cell in table.column(i)):
+            indices.append(name or "the first, an index")
+        else:
+            listing.problems.append(
+                f"{table.header_at}: column {i + 1} has no name – name it or remove it"
+            )
+    return indices
 
 
 def _class_columns(listing, table, others, known) -> dict[str, int]:
@@ -410,7 +428,7 @@ def _class_columns(listing, table, others, known) -> dict[str, int]:
     classes = {}
     for name, i in others.items():
         column = table.column(i)
-        wrong = [(where, cell) for where, cell in column if cell.lower() not in CELLS]
+        wrong = [(where, cell) for where, cell in column if truth(cell) is None]
         if known is None or name not in known:
             # A column of other things says something else, and so does one that nobody lists.
             unlisted = listing.classes is not None and name not in listing.classes
@@ -421,8 +439,8 @@ def _class_columns(listing, table, others, known) -> dict[str, int]:
         if wrong:
             cells = [f"{cell!r} in line {where.rpartition(':')[2]}" for where, cell in wrong]
             listing.problems.append(
-                f"{wrong[0][0]}: column {name} is {some(cells, 3)} – must be 0 or 1; classes.txt "
-                "beside the table can list the columns that count"
+                f"{wrong[0][0]}: column {name} is {some(cells, 3)} – must be 0 or 1; if it is no "
+                "class, list those that are in classes.txt beside the table"
             )
 
     # Where no column is of 0 and 1, images have no labels; else each class has a column.
@@ -440,11 +458,20 @@ def _class_columns(listing, table, others, known) -> dict[str, int]:
                 f"{table.header_at}: column {name} is none of the classes {some(known)} – rename "
                 f"or remove it{did_you_mean(name, known)}"
             )
-    return classes
+    return {name: i for name, i in classes.items() if name in known}
+
+
+def truth(cell) -> bool | None:
+    """What 0, 1.0, 1e+00 or TRUE say; None: no such thing."""
+    if cell.lower() in ("true", "false"):
+        return cell.lower() == "true"
+    with suppress(ValueError):
+        return {0: False, 1: True}.get(float(cell))
+    return None
 
 
 def _labels_of_cells(cells, columns) -> list[str]:
-    return [name for name, i in columns.classes.items() if CELLS.get(cells[i].lower())]
+    return [name for name, i in columns.classes.items() if truth(cells[i])]
 
 
 def _labels_of_column(listing, column, known) -> list[list[str]]:
@@ -452,8 +479,10 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
 
     known  names that are taken as they are, whatever is in them
     """
-    plain = [text for _, text in column if text not in known and text[:1] not in BRACKETS]
+    plain = [text for _, text in column if text not in known and _list_items(text) is None]
     marks = [mark for mark in LABEL_SEPARATORS if any(mark in text for text in plain)]
+    if not marks and _blanks_separate(plain, known):
+        marks = [" "]
     separator = marks[0] if marks else "|"
     if separator != "|":
         listing.note(f"its labels are separated by {separator!r}")
@@ -462,15 +491,15 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
     for where, text in column:
         if text in known:
             names = [text]
-        elif text[:1] in BRACKETS and (names := _list_items(text)) is not None:
+        elif (names := _list_items(text)) is not None:
             lists += 1
-        elif text[:1] in ("[", "{"):
-            listing.problems.append(f"{where}: {text!r} is no list of labels – separate them by |")
-            names = []
         else:
             names = [name.strip() for name in text.split(separator)]
             _refuse_other_marks(listing, where, text, marks, [n for n in names if n not in known])
 
+        wrong = [name for name in names if name not in known and _is_no_name(name)]
+        if wrong or (len(set(names)) < len(names) and {*names} <= {"0", "1"}):
+            listing.problems.append(f"{where}: {text!r} is no list of labels – separate them by |")
         said = [name for name in names if name in known or name not in NO_LABEL]
         missing.update(name for name in names if name and name not in said)
         labels.append(said)
@@ -493,9 +522,25 @@ def _refuse_other_marks(listing, where, text, marks, names):
             return
 
 
+def _blanks_separate(texts, known) -> bool:
+    """Whether a blank in a label is between two: its words are all known, or labels themselves."""
+    phrases = {text for text in texts if " " in text}
+    names = known or set(texts)
+    return bool(phrases) and all({*text.split()} <= names for text in phrases)
+
+
+def _is_no_name(name) -> bool:
+    """A line break, a bracket that is not closed, or an error of a spreadsheet."""
+    pairs = ("[]", "()", "{}")
+    open_bracket = any(name.count(left) != name.count(right) for left, right in pairs)
+    return open_bracket or "\n" in name or bool(re.match(r"[\[{]|#\w+[!?]$", name))
+
+
 def _list_items(text) -> list[str] | None:
     """The names in a list as JSON, Python, numpy or a person writes it; None: it is none."""
-    if not re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text):
+    if call := re.fullmatch(r"(?:frozenset|set|array)\((.*?)(?:, dtype=\S+)?\)", text, re.DOTALL):
+        text = call[1] or "[]"
+    if not re.fullmatch(r"\[.*\]|\{.*\}|\(.*\)", text, re.DOTALL):
         return None
     with suppress(ValueError, RecursionError):
         items = json.loads(text)
@@ -504,18 +549,29 @@ def _list_items(text) -> list[str] | None:
 
     # numpy writes no commas, and Python would join the neighbours: 'dog' 'cat' is not dogcat.
     quoted = re.findall(QUOTED, text)
-    between = re.sub(QUOTED, "", text[1:-1]).strip(" ,")
-    if quoted and not between:
+    between = re.sub(QUOTED, "", text[1:-1]).strip(" ,\n")
+    if re.sub(r"\b(nan|None)\b|[\s,]", "", between) == "" and (quoted or not between):
         with suppress(ValueError, SyntaxError):
             return [ast.literal_eval(name).strip() for name in quoted]
     if text[0] == "[" and not quoted:
-        return [name.strip() for name in between.split(",")]
+        numbers = re.fullmatch(r"[\d\s.]+", between)
+        return between.split() if numbers else [name.strip() for name in between.split(",")]
     return None
 
 
-def _split(listing, where, written) -> str | None:
-    """The split that a cell names; None: none."""
-    split = SPLITS.get(written.lower())
+def split_of(column, cell) -> str | None:
+    """The split that a cell of a column with this name means; None: none."""
+    if not column.startswith("is_"):
+        return SPLITS.get(cell.lower())
+    value = truth(cell)
+    if value is None:
+        return None
+    return "train" if value == (column == "is_train") else "val"
+
+
+def _split(listing, where, column, written) -> str | None:
+    """The split that a cell names, or None; a problem where it is none."""
+    split = split_of(column.lower(), written)
     if split is None and written not in NO_LABEL:
         listing.problems.append(
             f"{where}: column split is {written!r} – must be train, val, test"
@@ -525,19 +581,23 @@ def _split(listing, where, written) -> str | None:
 
 
 class Finder:
-    """Finds the files that a table names."""
+    """Finds the files that a table names, below its folder or below `images`."""
 
-    def __init__(self, folder, images):
+    def __init__(self, listing, images):
+        self.listing, self.images = listing, images
+        folder = listing.source.parent
         self.root = Path(images or folder)
-        self.roots = []
+        self.roots = []  # as absolute paths may begin
         for root in filter(None, (images, folder)):
             self.roots += [os.path.abspath(root), os.path.realpath(root)]
-        self.images = images
-        self.stems = {}  # folder -> {name without extension: [names]}
+        self.stems = {}  # folder: {name without extension: [names]}
         self.backslashes = self.absolute = self.completed = 0
 
-    def find(self, listing, where, written) -> tuple[str, str] | None:
+    def find(self, where, written) -> tuple[str, str] | None:
         """(name below the folder, path), or None and a problem."""
+        if "\n" in written:
+            self.listing.problems.append(_goes_on(where, [written]))
+            return None
         name = written.replace("\\", "/")
         self.backslashes += name != written
         root = self.root
@@ -550,7 +610,7 @@ class Finder:
 
         if leaves_root(name):
             below = "below --images" if self.images else "below the CSV's folder, or --images DIR"
-            listing.problems.append(f"{where}: path {written!r} – must name a file {below}")
+            self.listing.problems.append(f"{where}: path {written!r} – must name a file {below}")
             return None
 
         path = os.path.join(root, name)
@@ -560,8 +620,9 @@ class Finder:
         # Without an extension, a name means the one file that has it.
         fitting = self.files_called(os.path.dirname(path), os.path.basename(path))
         if len(fitting) > 1:
-            listing.problems.append(f"{where}: {written}: {some(fitting)} have that name – write "
-                                    "the extension")  # fmt: skip
+            self.listing.problems.append(
+                f"{where}: {written}: {some(fitting)} have that name – write the extension"
+            )
             return None
         if fitting:
             self.completed += 1
@@ -577,14 +638,16 @@ class Finder:
                     by_stem.setdefault(name, []).append(file)
         return self.stems[folder].get(stem, [])
 
-    def note(self, listing):
+    def note(self):
         """Says what was assumed."""
         if self.backslashes:
-            listing.note(f"\\ is read as / in {self.backslashes} of its paths")
+            self.listing.note(f"\\ is read as / in {self.backslashes} of its paths")
         if self.absolute:
-            listing.note(f"absolute paths are read as relative ones in {self.absolute} of its rows")
+            self.listing.note(
+                f"absolute paths are read as relative ones in {self.absolute} of its rows"
+            )
         if self.completed:
-            listing.note(
+            self.listing.note(
                 f"a name without extension means the one file of that name in {self.completed} of "
                 "its rows"
             )
@@ -594,7 +657,7 @@ def _merge_rows(listing, one_label_each):
     """One row a file. Rows of a file that name a label each become one; others are problems."""
     rows, merged = {}, set()
     for row in listing.rows:
-        file = os.path.normpath(row.path)  # ./a.png and b//../a.png are a.png too
+        file = os.path.realpath(row.path)  # ./a.png and a link to a.png are a.png too
         before = rows.setdefault(file, row)
         if before is row:
             continue
@@ -631,7 +694,8 @@ def extensions() -> dict[str, str]:
 def read_folder(path, classes=None) -> Listing:
     """The pictures below a folder, sorted, or one picture; hidden ones are left out.
 
-    A folder of class folders has a label a frame, and so has one of train/ and val/ that hold them.
+    A folder of class folders has a label a frame, and so has one of train/ and val/ that hold them,
+    or whose class folders hold train/ and val/.
     classes  the names that a checkpoint knows: where no class folder is of them, none is one
     """
     path = Path(path)
@@ -641,37 +705,136 @@ def read_folder(path, classes=None) -> Listing:
     else:
         top, files = path, _pictures(listing, path)
     if not files and not listing.problems:
-        listing.problems.append(f"{path}: no picture that can be read – name a folder of pictures")
+        listing.problems.append(
+            f"{path}: no picture that can be read – name a folder of pictures, or a table that is "
+            "saved as .csv"
+        )
 
     names = [file.relative_to(top).as_posix() for file in files]
-    folders = [name.split("/")[:-1] for name in names]  # of each picture, from the top
-    has_splits = bool(folders) and all(f and f[0].lower() in SPLITS for f in folders)
-    depth = 1 if has_splits else 0  # of the class folders
-    labelled = bool(folders) and all(len(f) > depth for f in folders)
-    found = sorted({f[depth] for f in folders}) if labelled else []
-    if labelled and classes is not None:
-        labelled = _are_classes(listing, found, classes)
-    elif labelled:
-        # A class has several frames, where the folder of a film or of a day may have one.
-        labelled = len(files) >= 2 * len(found) and (has_splits or len(found) > 1)
+    places = _places(names)
+    found = sorted({label for _, label in places if label})
+    labelled = bool(found) and _are_classes(listing, names, places, found, classes)
+    for file, name, (split, label) in zip(files, names, places, strict=True):
+        if not labelled:
+            listing.rows.append(Row(name, name, str(file), [], None))
+        elif label:
+            listing.rows.append(Row(name, name, str(file), [label], split))
 
-    for file, name, f in zip(files, names, folders, strict=True):
-        split = SPLITS[f[0].lower()] if labelled and has_splits else None
-        listing.rows.append(Row(name, name, str(file), [f[depth]] if labelled else [], split))
     if labelled:
         listing.named = {name: str(top) for name in found}
         listing.classes = _classes_txt(top, listing.problems)
         listing.note("each frame has one label, the class folder that it is in")
+        _note_other_folders(listing, top, names, places)
     return listing
 
 
+def split_of_folder(name) -> str | None:
+    """train of train, Training, train_set, seg_train, train_images; None: no split."""
+    word = re.sub(r"^(seg|images?)[_-]|[_-]?(set|images?|data)$", "", name.lower())
+    return SPLITS.get(word)
+
+
+def _places(names) -> list[tuple[str | None, str | None]]:
+    """(split, class) of each picture, as far as the folders that it is in are such."""
+    folders = _without_common([name.split("/")[:-1] for name in names])
+
+    # Splits are right below the classes or, all of them, above.
+    below = {split_of_folder(f[1]) if len(f) > 1 else None for f in folders}
+    if None not in below and len(below) > 1:
+        return [(split_of_folder(f[1]), f[0]) for f in folders]
+    splits = [split_of_folder(f[0]) if f else None for f in folders]
+    if None in splits:
+        return [(None, f[0] if f else None) for f in folders]
+    classes = _without_common([f[1:] for f in folders])
+    return [(split, f[0] if f else None) for split, f in zip(splits, classes, strict=True)]
+
+
+def _without_common(folders):
+    """Each picture's folders without a first one that holds all the others."""
+    while folders and all(len(f) > 1 and f[0] == folders[0][0] for f in folders):
+        folders = [f[1:] for f in folders]
+    return folders
+
+
+def _are_classes(listing, names, places, found, classes) -> bool:
+    """Whether the class folders that were found are classes; a problem where that is not plain."""
+    unlabelled = [name for name, (_, label) in zip(names, places, strict=True) if not label]
+    # The pictures of a test that is judged elsewhere lie in no class folder.
+    are_test = all(split == "test" for split, label in places if not label)
+    outside = f"{some(unlabelled, 3)} are in no class folder"
+
+    if classes is None:
+        # One folder called train may be a class; train and val beside a third are odd.
+        others = [name for name in found if not split_of_folder(name)]
+        if len({split_of_folder(name) for name in found} - {None}) > 1:
+            listing.problems.append(
+                f"{listing.source}: the folders {some(others)} are no splits, and the others are – "
+                "move them out, or rename them"
+            )
+        # A class has several frames, where the folder of a film or of a day may have one.
+        if len(found) < 2 or len(names) - len(unlabelled) < 2 * len(found):
+            return False
+        if unlabelled and not are_test:
+            listing.note(f"{outside}, so no folder is taken for a class")
+            return False
+    else:
+        unknown = [name for name in found if name not in classes]
+        alike = {name.lower() for name in unknown} & {name.lower() for name in classes}
+        if alike or (unknown and len(unknown) < len(found)):
+            listing.problems.append(
+                f"{listing.source}: the folders {some(unknown)} are none of the classes "
+                f"{some(classes)}{did_you_mean(unknown[0], classes)} – rename them, or name a "
+                "folder of pictures alone"
+            )
+        if unknown:
+            return False
+        if unlabelled and not are_test:
+            listing.problems.append(f"{listing.source}: {outside}, and the others are – move them")
+
+    if unlabelled:
+        listing.note(f"{outside}, and left out")
+    return True
+
+
+def _note_other_folders(listing, top, names, places):
+    """Notes the folders that are below class folders, and those beside them without a picture."""
+    deeper, used = set(), set()
+    for name, (_, label) in zip(names, places, strict=True):
+        parents = [top / name, *(top / name).parents]
+        used.update(parents)
+        if label and parents[1].name != label and not split_of_folder(parents[1].name):
+            deeper.add(parents[1].relative_to(top).as_posix())
+
+    labels = {label for _, label in places if label}
+    above = {folder.parent for folder in used if folder.name in labels}
+    empty = sorted(
+        folder.name
+        for parent in above
+        for folder in parent.iterdir()
+        if folder.is_dir() and folder not in used and not folder.name.startswith((".", "__"))
+    )
+    if deeper:
+        listing.note(f"folders below the classes are none: {some(sorted(deeper), 3)}")
+    if empty:
+        listing.note(f"folders without a picture are no classes: {some(empty)}")
+
+
 def _pictures(listing, folder) -> list[Path]:
-    """Paths of all pictures below a folder; what else is there is noted."""
+    """Paths of all pictures below a folder; what else is there is noted. Links are followed, but
+    for those to what is below the folder anyway."""
     files, left_out, errors = [], Counter(), []
-    for where, folders, names in os.walk(folder, onerror=errors.append):
-        hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
-        left_out["hidden"] += len(hidden)
-        folders[:] = [name for name in folders if name not in hidden]
+    followed = {os.path.realpath(folder)}
+    for where, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
+        for name in list(folders):
+            if name.startswith(".") or name == "__MACOSX":
+                left_out["hidden"] += 1
+                folders.remove(name)
+            elif os.path.islink(os.path.join(where, name)):
+                target = os.path.realpath(os.path.join(where, name))
+                if any(Path(target).is_relative_to(root) for root in followed):
+                    left_out["linked again"] += 1
+                    folders.remove(name)
+                followed.add(target)
 
         for name in names:
             extension = os.path.splitext(name)[1].lower()
@@ -685,23 +848,11 @@ def _pictures(listing, folder) -> list[Path]:
     listing.problems += [
         f"{error.filename}: {error.strerror} – name a folder that can be read" for error in errors
     ]
-    if left_out.total():
+    if left_out:
         count = len(files) + left_out.total()
-        left = (f"{n} {what}" for what, n in sorted(left_out.items()) if n)
+        left = (f"{n} {what}" for what, n in sorted(left_out.items()))
         listing.note(f"{len(files)} of {count} files are read; left out: {some(left)}")
     return sorted(files)
-
-
-def _are_classes(listing, folders, classes) -> bool:
-    """Whether folders of these names are a checkpoint's classes; a problem where some are."""
-    unknown = [name for name in folders if name not in classes]
-    if unknown and len(unknown) < len(folders):
-        listing.problems.append(
-            f"{listing.source}: of its folders, {some(unknown)} are none of the checkpoint's "
-            f"classes, and the others are{did_you_mean(unknown[0], classes)} – rename them, or "
-            "name a folder of pictures alone"
-        )
-    return not unknown
 
 
 def read(path, images=None, classes=None) -> Listing:

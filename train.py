@@ -570,7 +570,7 @@ def make_trainer(args, saved, training, validation, world):
     net, inputs = open_model(args, saved, frequency, world)
     about = {
         "config": net.config, "input_config": inputs, "class_names": training.class_names,
-        "frequency": frequency, "frames": frames,
+        "frequency": frequency, "frames": frames, "trained_on": training.identities(),
     }  # fmt: skip
     trainer = Trainer(net, about, training, args, world)
 

@@ -123,6 +123,17 @@ def test_every_broken_image_is_listed_in_one_message(tmp_path):
     assert "not an image" in text["page.jpg"]
 
 
+def test_what_is_there_instead_of_an_image_is_named(tmp_path):
+    for start, said in (
+        (b"\0\0\0\x18ftypheic", "a HEIC photograph or a film, which Pillow does not read – "),
+        (b"\n<!DOCTYPE html>", "a web page, not an image – "),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer, not an image – "),
+        (b"anything", "cannot be read (not an image) – "),
+    ):
+        (tmp_path / "a.jpg").write_bytes(start)
+        assert f"a.jpg: {said}" in problems(decoding.decode, tmp_path / "a.jpg")[0]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
 def test_damaged_bytes_are_an_image_or_a_data_error(kind):

@@ -520,6 +520,28 @@ def test_all_rows_of_a_table_without_splits_are_scored(pets, tmp_path, capsys):
         assert said_so == ("val" in flags or flags == ["pets.csv"])
 
 
+def test_frames_that_were_trained_on_are_told_in_any_list(pets, tmp_path, capsys):
+    """By name and size of their files, wherever they are: a corrected row, another order, a copy.
+    """
+    lines = (pets / "pets.csv").read_text().splitlines()
+    trained_on = 12 - len(HELD_OUT)
+    i = min({*range(12)} - {*HELD_OUT})
+    (pets / "fixed.csv").write_text("\n".join([*lines[: i + 1], f"{i}.png,", *lines[i + 2 :]]))
+    (pets / "order.csv").write_text("\n".join([lines[0], *lines[:0:-1]]))
+    (pets / "held.csv").write_text("path,labels\n" + "".join(f"{i}.png,cat\n" for i in HELD_OUT))
+    (tmp_path / "x/cat").mkdir(parents=True)
+    shutil.copy(pets / f"{i}.png", tmp_path / f"x/cat/{i}.png")
+    Image.new("RGB", (50, 30)).save(tmp_path / f"x/cat/{i + 1}.png")  # of another size
+    for spec, seen, of in (
+        (pets / "fixed.csv", trained_on, 12), (pets / "order.csv", trained_on, 12),
+        (pets / "held.csv", 0, 3), (tmp_path / "x", 1, 2),
+    ):  # fmt: skip
+        code, text, _ = said(pets, tmp_path / "out", capsys, "--data", spec)
+        warned = [line for line in text if line.startswith("warning: the network")]
+        expected = f"warning: the network was trained on {seen} of these {of} frames"
+        assert code == 0 and warned == ([expected] if seen else [])
+
+
 def test_a_photograph_is_seen_alike_from_python_and_by_the_command(pets, tmp_path):
     """Both reduce it as it is decoded; a PIL image is reduced by another filter."""
     noise = np.random.default_rng(0).integers(0, 256, (9, 15, 3), dtype=np.uint8)
@@ -566,9 +588,18 @@ def test_class_folders_are_scored_where_the_checkpoint_knows_them(pets, tmp_path
     assert code == 0 and "all 1 frames" in text
     code, _, errors = said(pets, tmp_path / "out", capsys, "--data", tmp_path / "c")
     assert code == 3 and errors == (
-        f"evaluate.py: {tmp_path}/c: of its folders, dgo are none of the checkpoint's classes, and "
-        "the others are; did you mean dog? – rename them, or name a folder of pictures alone\n"
+        f"evaluate.py: {tmp_path}/c: the folders dgo are none of the classes cat, dog; did you "
+        "mean dog? – rename them, or name a folder of pictures alone\n"
     )
+    for name, message in (
+        ("a/cover.png", "cover.png are in no class folder, and the others are – move them"),
+        ("b/Cat/1.png", "the folders Cat, x are none of the classes cat, dog; did you mean cat? – "
+         "rename them, or name a folder of pictures alone"),
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(pets / "0.png", tmp_path / name)
+        code, _, errors = said(pets, tmp_path / "out", capsys, "--data", tmp_path / name[0])
+        assert (code, errors) == (3, f"evaluate.py: {tmp_path}/{name[0]}: {message}\n")
 
 
 LACKS = "P/t.csv:1: has no column of cat, of the classes cat, dog – add what is true of each frame"
@@ -580,8 +611,7 @@ UNSCORED = {  # table -> the message
     "path,labels\n" + "".join(f"{i}.png,dgo\n" for i in range(9)):
     "P/t.csv:2 (and 8 more rows): unknown label 'dgo' – classes are cat, dog; did you mean dog?",
     "path,labels,split\n0.png,dog,test\n":
-    "P/t.csv: no row is of split val, but of test – name some in a column split, or ask for "
-    "another",
+    "P/t.csv: no row is of split val, but of test – add some, or take another",
 }  # fmt: skip
 
 

@@ -645,7 +645,7 @@ def test_checkpoints_hold_these_keys_and_no_others(averaged):
     last, best = (checkpoint.load(averaged / name) for name in ("last.pt", "best.pt"))
     keys = {"config", "class_names", "frequency", "input_config", "args", "epoch", "best",
             "threshold", "model", "average", "averaged", "optimizer", "scaler",
-            "frames"}  # fmt: skip
+            "frames", "trained_on"}  # fmt: skip
     assert last.keys() == best.keys() == keys
     assert best["optimizer"] is None and best["scaler"] is None
     assert last["optimizer"]["state"] and last["scaler"] == {}  # without fp16 it has no scale

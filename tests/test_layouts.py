@@ -38,7 +38,9 @@ def rows(a, b, c, header="path,labels,split"):
 LISTS = "brackets are read as lists of labels in 3 of its rows"
 FOLDERS = "each frame has one label, the class folder that it is in"
 HASH = "names no splits: a fifth of its rows, by a hash of the path, is val"
-ONCE = "warning: most classes occur once – are labels separated otherwise than by |?"
+SEVERAL = "separate those of a frame by |, if they are several"
+BLANKS = f"warning: most class names hold a blank – {SEVERAL}"
+ONCE = f"warning: most classes occur once – {SEVERAL}"
 
 CASES = {
     # labels
@@ -84,7 +86,7 @@ CASES = {
     "most classes once": Case(
         rows("dog cat", "cat bird", "dog"),
         ["classes: cat bird 1, dog 1, dog cat 1", "train has no frame of dog",
-         "val has no frame of cat bird, dog cat", ONCE],
+         "val has no frame of cat bird, dog cat", ONCE, BLANKS],
         {"a.png": "dog cat", "b.png": "cat bird"}, {"c.png": "dog"},
     ),
     "twelve classes": Case(
@@ -92,6 +94,35 @@ CASES = {
         ["classes: a 2, b 2, c 1, d 1, e 1, f 1, g 1, h 1, i 1, j 1 and 2 more",
          "val has no frame of b, c, d, e, f, g, h, i, j, k and 1 more", ONCE],
         {"a.png": "a b c d e f g h i j k l", "b.png": "b"}, {"c.png": "a"},
+    ),
+    "numbers as NumPy writes them": Case(
+        rows("[0 2]", "[2]", "[0]"), [LISTS, "classes: 0 2, 2 2", "val has no frame of 2"],
+        {"a.png": "0 2", "b.png": "2"}, {"c.png": "0"},
+    ),
+    "an array, a frozenset, nothing": pets(
+        rows("\"array(['dog', 'cat'], dtype=object)\"", "frozenset({'dog'})", "set()"), LISTS
+    ),
+    "missing values in a list": pets(
+        rows("\"['dog', nan, 'cat']\"", "\"['dog', None]\"", "()"), LISTS
+    ),
+    "a list over two lines": pets(
+        rows("\"['dog'\n 'cat']\"", "dog", ""),
+        "brackets are read as lists of labels in 1 of its rows",
+    ),
+    "between blanks, words of their own": Case(
+        rows("scab rust", "scab", "rust"),
+        ["its labels are separated by ' '", "classes: rust 2, scab 2", "val has no frame of scab"],
+        {"a.png": "rust scab", "b.png": "scab"}, {"c.png": "rust"},
+    ),
+    "between blanks, listed words": Case(
+        rows("dog cat", "dog cat", "dog cat"),
+        ["its labels are separated by ' '", "classes: dog 3, cat 3"],
+        {"a.png": "dog cat", "b.png": "dog cat"}, {"c.png": "dog cat"},
+        files="a.png b.png c.png classes.txt=dog|cat",
+    ),
+    "names with blanks": Case(
+        rows("brown dog", "brown dog", "brown dog"), ["classes: brown dog 3", BLANKS],
+        {"a.png": "brown dog", "b.png": "brown dog"}, {"c.png": "brown dog"},
     ),
     "a row a label": pets(
         "image_id,label,split\na.png,dog,train\na.png,cat,train\nb.png,dog,train\nc.png,,val\n"
@@ -119,7 +150,7 @@ CASES = {
     "pandas' index, read once more": pets(
         "Unnamed: 0,file_name,tags,split\n0,a.png,dog|cat,train\n1,b.png,dog,train\n2,c.png,,val\n",
         "the paths are in column file_name", "the labels are in column tags",
-        "ignored columns: the first, an index",
+        "ignored columns: Unnamed: 0",
     ),
     "further columns": pets(
         "id,path,width,label,dog,split\n7,a.png,9,dog|cat,0,train\n8,b.png,9,dog,0,train\n"
@@ -128,6 +159,21 @@ CASES = {
     ),
     "floats of 0 and 1": pets(rows("1.0,1.0", "1.0,0.0", "0.0,0.0", "path,dog,cat,split")),
     "true and false": pets(rows("True,TRUE", "true,False", "False,false", "path,dog,cat,split")),
+    "other forms of 0 and 1": pets(rows("1.00,1e+00", "1,0.00", "0,0e0", "path,dog,cat,split")),
+    "R's": pets(
+        '"","path","labels","split"\n"1","a.png","dog|cat","train"\n"2","b.png","dog","train"\n'
+        '"3","c.png",NA,"val"\n',
+        "ignored columns: the first, an index", "NA is read as no label in 1 of its rows",
+    ),
+    "indices of two writings": pets(
+        ",Unnamed: 0,path,labels,split,Unnamed: 3\n0,0,a.png,dog|cat,train,\n1,1,b.png,dog,train,\n"
+        "2,2,c.png,,val,\n",
+        "ignored columns: the first, an index, Unnamed: 0, Unnamed: 3",
+    ),
+    "a caption of two lines": pets(
+        'path,labels,caption,split\na.png,dog|cat,"two\nlines",train\nb.png,dog,x,train\n'
+        "c.png,,y,val\n", "ignored columns: caption",
+    ),
     "columns of other things": pets(
         rows("1,1,30,park", "1,0,40,sea", "0,0,50,park", "path,dog,cat,width,place,split"),
         "ignored columns: width, place",
@@ -140,6 +186,23 @@ CASES = {
     "other names of splits": Case(
         "path,labels,SPLIT\na.png,dog,TRAIN\nb.png,dog,training\nc.png,dog,Validation\nd.png,,dev\n",
         ["classes: dog 3"], {"a.png": "dog", "b.png": "dog"}, {"c.png": "dog", "d.png": ""},
+    ),
+    "fastai's": pets(
+        "fname,dog,cat,is_valid\na.png,1,1,False\nb.png,1,0,0\nc.png,0,0,True\n",
+        "the splits are in column is_valid", "the paths are in column fname",
+    ),
+    "is_train beside labels": pets(
+        "img,labels,is_train\na.png,dog|cat,1\nb.png,dog,1\nc.png,,0\n",
+        "the splits are in column is_train", "the paths are in column img",
+    ),
+    "a column set": pets(
+        "path,labels,set\na.png,dog|cat,train\nb.png,dog,train\nc.png,,valid\nd.png,,test\n",
+        "the splits are in column set",
+    ),
+    "columns set and fold of other things": Case(
+        "path,dog,set,fold\na.png,1,7,0\nb.png,1,8,1\nc.png,0,train,0\n",
+        ["ignored columns: set, fold", HASH, "classes: dog 2"],
+        {"a.png": "dog", "c.png": ""}, {"b.png": "dog"},
     ),
     "an empty split": Case(
         "path,labels,split\na.png,dog,train\nb.png,dog,\nc.png,,val\nd.png,,\n",
@@ -181,9 +244,54 @@ CASES = {
     ),
     "train and val of class folders": Case(
         None,
-        ["3 of 4 files are read; left out: 1 hidden", FOLDERS, "classes: dog 3"],
-        {"train/dog/1.png": "dog", "train/dog/2.png": "dog"}, {"Valid/dog/1.png": "dog"},
-        files="train/dog/1.png train/dog/2.png train/.DS_Store=x Valid/dog/1.png", flags="D",
+        ["4 of 5 files are read; left out: 1 hidden", FOLDERS, "classes: cat 1, dog 3",
+         "val has no frame of cat"],
+        {"train/cat/1.png": "cat", "train/dog/1.png": "dog", "train/dog/2.png": "dog"},
+        {"Valid/dog/1.png": "dog"},
+        files="train/dog/1.png train/dog/2.png train/.DS_Store=x Valid/dog/1.png train/cat/1.png",
+        flags="D",
+    ),
+    "splits of other names": Case(
+        None, [FOLDERS, "classes: cat 1, dog 2", "val has no frame of cat"],
+        {"training_set/cat/1.png": "cat", "training_set/dog/1.png": "dog"},
+        {"val_set/dog/9.png": "dog"},
+        files="training_set/cat/1.png training_set/dog/1.png test_set/cat/1.png val_set/dog/9.png",
+        flags="D",
+    ),
+    "splits below the classes": Case(
+        None, [FOLDERS, "classes: cat 2, dog 2"],
+        {"cat/train/1.png": "cat", "dog/train/1.png": "dog"},
+        {"cat/val/2.png": "cat", "dog/val/2.png": "dog"},
+        files="cat/train/1.png dog/train/1.png cat/val/2.png dog/val/2.png", flags="D",
+    ),
+    "folders that hold all others": Case(
+        None, [FOLDERS, "classes: cat 2, dog 2"],
+        {"x/train/images/cat/1.png": "cat", "x/train/images/dog/1.png": "dog"},
+        {"x/val/images/cat/2.png": "cat", "x/val/images/dog/2.png": "dog"},
+        files="x/train/images/cat/1.png x/train/images/dog/1.png x/val/images/cat/2.png "
+        "x/val/images/dog/2.png", flags="D",
+    ),
+    "a test without labels": Case(
+        None, ["test/0.png, test/1.png are in no class folder, and left out", FOLDERS,
+               "classes: cat 2, dog 2"],
+        {"train/cat/1.png": "cat", "train/dog/1.png": "dog"},
+        {"val/cat/2.png": "cat", "val/dog/2.png": "dog"},
+        files="train/cat/1.png train/dog/1.png val/cat/2.png val/dog/2.png test/0.png test/1.png",
+        flags="D",
+    ),
+    "an empty class, and folders below": Case(
+        None,
+        ["5 of 6 files are read; left out: 1 .txt", FOLDERS,
+         "folders below the classes are none: dog/x", "folders without a picture are no classes: "
+         "bird", HASH, "classes: cat 2, dog 3"],
+        {"cat/1.png": "cat", "dog/1.png": "dog", "dog/x/2.png": "dog"},
+        {"cat/5.png": "cat", "dog/x/3.png": "dog"},
+        files="cat/1.png cat/5.png dog/1.png dog/x/2.png dog/x/3.png bird/n.txt=x", flags="D",
+    ),
+    "a class called train": Case(
+        None, [FOLDERS, HASH, "classes: bus 2, train 2", "val has no frame of bus"],
+        {"bus/1.png": "bus", "bus/5.png": "bus", "train/1.png": "train"}, {"train/2.png": "train"},
+        files="bus/1.png bus/5.png train/1.png train/2.png", flags="D",
     ),
     "a folder with one table": pets(
         rows("dog|cat", "dog", ""), "is read, as the one table of its folder",
@@ -196,6 +304,15 @@ UNLABELLED = {
         None, "a.png x/b.jfif c.ppm d.jp2 1.heic=x 2.HEIC=x ._a.png=x .x/b.png __MACOSX/a.png n=x",
         "D", "4 of 10 files are read; left out: 2 .heic, 3 hidden, 1 without extension",
         ["a.png", "c.ppm", "d.jp2", "x/b.jfif"],
+    ),
+    "a picture beside folders": (
+        None, "cat/1.png cat/5.png dog/1.png dog/2.png cover.png", "D",
+        "cover.png are in no class folder, so no folder is taken for a class",
+        ["cat/1.png", "cat/5.png", "cover.png", "dog/1.png", "dog/2.png"],
+    ),
+    "folders of YOLO": (
+        None, "train/images/1.png train/labels/1.txt=x valid/images/2.png", "D",
+        "2 of 3 files are read; left out: 1 .txt", ["train/images/1.png", "valid/images/2.png"],
     ),
     "folders of a picture each": (None, "x/a.png y/b.png", "D", "", ["x/a.png", "y/b.png"]),
     "a column of paths": ("path\na.png\nb.png\n", "a.png b.png", "D/t.csv", "", ["a.png", "b.png"]),
@@ -219,10 +336,53 @@ REFUSED = {  # table, lines of the message, files, flags
          "D/t.csv:4: \"{'a': 1}\" is no list of labels – separate them by |",
          "D/t.csv:5: \"[['dog']]\" is no list of labels – separate them by |"],
     ),
+    "numbers in place of columns": (
+        rows('"[1, 0, 1]"', "dog", "dog"),
+        ["D/t.csv:2: '[1, 0, 1]' is no list of labels – separate them by |"],
+    ),
+    "half brackets, errors, lines": (
+        rows("(dog|cat)", "#REF!", '"dog|x\nd.png|dog"'),
+        ["D/t.csv:2: '(dog|cat)' is no list of labels – separate them by |",
+         "D/t.csv:3: '#REF!' is no list of labels – separate them by |",
+         r"D/t.csv:4: 'dog|x\nd.png|dog' is no list of labels – separate them by |"],
+    ),
+    "numbers of two writings": (
+        rows("1", "1.0", "2"),
+        ["D/t.csv:3: label '1.0' looks like '1' (D/t.csv:2) – write both alike, or list both in "
+         "classes.txt"],
+    ),
+    "blanks of two lengths": (
+        rows("brown dog", "brown  dog", "cat"),
+        ["D/t.csv:2: label 'brown dog' looks like 'brown  dog' (D/t.csv:3) – write both alike, or "
+         "list both in classes.txt"],
+    ),
+    "a path of two lines": (
+        'path,labels\n"a.png\nb.png",dog\n', ["D/t.csv:2: a quoted cell goes on for 2 lines – end "
+                                               "it in one"],
+    ),
+    "a header alone": ("path,labels\n", ["D/t.csv: has no row – add some"]),
+    "a workbook": (
+        b"PK\3\4...", ["D/t.csv: a workbook or an archive, no text – save it as .csv"],
+    ),
+    "no classes in classes.txt": (
+        rows("dog", "dog", "dog"),
+        ["D/classes.txt: names no class – write one a line, or remove the file"],
+        "a.png b.png c.png classes.txt=|",
+    ),
+    "a folder beside the splits": (
+        None,
+        ["D: the folders unused are no splits, and the others are – move them out, or rename them"],
+        "train/dog/1.png train/cat/1.png val/dog/2.png unused/dog/3.png", "D",
+    ),
+    "a file of another kind": (
+        None, ["D/l.xlsx: no picture that can be read – name a folder of pictures, or a table that "
+               "is saved as .csv"], "l.xlsx=x", "D/l.xlsx",
+    ),
     "no column of paths": (
         "pth,lables\na.png,dog\n",
         ["D/t.csv:1: the header must name a column of paths (path, file, filename, file_name, "
-         "image_path, image, image_id, id, name) – it is ['pth', 'lables']; did you mean path?"],
+         "image_path, image, image_id, id, name, file_path, filepath, fname, image_name, img) – it "
+         "is ['pth', 'lables']; did you mean path?"],
     ),
     "an empty table": (
         " \n\n", ["D/t.csv:1: the header must name path and labels – there is none"],
@@ -241,7 +401,7 @@ REFUSED = {  # table, lines of the message, files, flags
     "a mixed column": (
         "path,dog,age\na.png,1,1\nb.png,0,37\nc.png,1,4\nd.png,1,\n",
         ["D/t.csv:3: column age is '37' in line 3, '4' in line 4, '' in line 5 – must be 0 or 1; "
-         "classes.txt beside the table can list the columns that count"],
+         "if it is no class, list those that are in classes.txt beside the table"],
     ),
     "a listed class without a column": (
         "path,dog\na.png,1\nb.png,0\n",
@@ -298,11 +458,11 @@ REFUSED = {  # table, lines of the message, files, flags
     ),
     "no validation": (
         "path,labels,split\na.png,dog,train\nb.png,dog,test\n",
-        ["D/t.csv: no row is of split val, but of test, train – name some in a column split, "
-         "or ask for another"],
+        ["D/t.csv: no row is of split val, but of test, train – add some, or take another"],
     ),
     "no pictures": (
-        None, ["D: no picture that can be read – name a folder of pictures"], "1.heic=x", "D",
+        None, ["D: no picture that can be read – name a folder of pictures, or a table that "
+               "is saved as .csv"], "1.heic=x", "D",
     ),
     "no --images": (
         "path,labels\na.png,dog\n",
@@ -419,6 +579,33 @@ def test_a_list_of_validation_frames_of_its_own(tmp_path, capsys):
     assert checked(tmp_path, "D/t.csv --images D --val D/v/v.csv", capsys)[2] == (
         "data.py: D/v/v.csv:2: a.png is also in train (D/t.csv:2) – keep it out of val\n"
     )
+
+
+def test_linked_folders_are_read_once(tmp_path, capsys):
+    """A class folder may lie elsewhere; a link to what is read anyway, or in a circle, is not."""
+    fill(tmp_path, None, "x/cat/1.png x/cat/5.png y/1.png y/2.png")
+    (tmp_path / "x/dog").symlink_to(tmp_path / "y")
+    (tmp_path / "y/back").symlink_to(tmp_path / "y")
+    (tmp_path / "x/kitten").symlink_to(tmp_path / "x/cat")
+    code, said, err = checked(tmp_path, "D/x", capsys)
+    assert (code, err) == (0, "") and said[0] == (
+        "D/x: 4 of 6 files are read; left out: 2 linked again"
+    )
+    sets = data.load(tmp_path / "x")
+    found = {name: c for split in sets.values() for name, c in labels_of(split).items()}
+    assert found == {"cat/1.png": "cat", "cat/5.png": "cat", "dog/1.png": "dog", "dog/2.png": "dog"}
+
+
+def test_a_file_is_one_file_by_any_link(tmp_path, capsys):
+    fill(tmp_path, "path,labels,split\na.png,dog,train\nl.png,dog,val\n", "a.png v/b.png")
+    (tmp_path / "l.png").symlink_to(tmp_path / "a.png")
+    code, _, err = checked(tmp_path, "D/t.csv", capsys)
+    assert code == 3 and "D/t.csv:3: l.png is in split val, and in train at D/t.csv:2" in err
+    (tmp_path / "t.csv").write_text("path,labels\na.png,dog\n")
+    (tmp_path / "v/l.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "v/v.csv").write_text("path,labels\nl.png,dog\n")
+    code, _, err = checked(tmp_path, "D/t.csv --val D/v/v.csv", capsys)
+    assert code == 3 and "D/v/v.csv:2: l.png is also in train (D/t.csv:2)" in err
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
