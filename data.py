@@ -167,10 +167,16 @@ class Frames(Dataset):
         return f"{len(names)} frames, {digest.hexdigest()[:16]}"
 
     def identities(self) -> torch.Tensor:
-        """(N,) int64, a hash of each file's name and size, which a copy of it has too."""
-        texts = [f"{os.path.basename(path)} {os.path.getsize(path)}" for path in self.paths]
-        digests = [hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts]
-        return torch.tensor([int.from_bytes(d, "big", signed=True) for d in digests])
+        """(N,) int64, a hash of each file's name, size and end, which a copy of it has too."""
+        hashes = []
+        for path in self.paths:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 4096))
+                digest = hashlib.blake2b(file.read(), digest_size=8)
+            digest.update(os.fsencode(f"{os.path.basename(path)} {size}"))
+            hashes.append(int.from_bytes(digest.digest(), "big", signed=True))
+        return torch.tensor(hashes)
 
     def _read(self, i):
         """Frame, label map, and the map's classes and its number of pixels with other ids."""
@@ -390,9 +396,9 @@ class Listed(Frames):
                     unknown.setdefault(name, []).append(row.where)
         for name, places in unknown.items():
             more = f" (and {len(places) - 1} more rows)" if len(places) > 1 else ""
+            hint = did_you_mean(name, names) if len(problems) < layouts.MAX_LISTED else ""
             problems.append(
-                f"{places[0]}{more}: unknown label {name!r} – classes are {some(names)}"
-                f"{did_you_mean(name, names)}"
+                f"{places[0]}{more}: unknown label {name!r} – classes are {some(names)}{hint}"
             )
 
         rows = [row for row in listing.rows if split in (None, row.split_or_default())]

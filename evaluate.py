@@ -308,28 +308,29 @@ def open_members(args):
     return members
 
 
-def open_frames(args, member):
+def open_frames(args, members):
     """(split, frames to be scored): the val of data that have splits, or else all; images without
     labels are the split "all"."""
-    options = {"size": member.transform.size, "images": args.images}
-    sets = open_sets(args.data, (args.split,), member.classes, **options)
-    split, dataset = sets.popitem()
+    classes = members[0].classes
+    options = {"size": members[0].transform.size, "images": args.images}
+    split, dataset = open_sets(args.data, (args.split,), classes, **options).popitem()
 
-    # The rows of the very table that was trained on would score what the network has seen.
+    # The rows of the very table that was trained on would score what the networks have seen.
     if split == "all" and dataset.labels is not None:
         rows = [i for i, name in enumerate(dataset.names) if default_split(name) == "train"]
-        if dataset.fingerprint(rows) == member.state.get("frames", {}).get("train"):
+        trained_on = {member.state.get("frames", {}).get("train") for member in members}
+        if trained_on == {dataset.fingerprint(rows)}:
             print("note: the network was trained on this list, so what it held out is scored; "
                   "--split train scores the rest")  # fmt: skip
-            sets = open_sets(args.data, ("val",), member.classes, **options)
-            split, dataset = sets.popitem()
+            split, dataset = open_sets(args.data, ("val",), classes, **options).popitem()
 
-    # Of another list, frames that the network has seen are scored too well.
+    # Of another list, frames that a network has seen are scored too well.
     if split != "train" and dataset.labels is not None and isinstance(dataset, data.Listed):
-        trained_on = member.state.get("trained_on", torch.empty(0))
-        count = torch.isin(dataset.identities(), trained_on).sum()
-        if count:
-            print(f"warning: the network was trained on {count} of these {len(dataset)} frames")
+        own = dataset.identities()
+        for path, member in zip(args.checkpoints, members, strict=True):
+            count = torch.isin(own, member.state.get("trained_on", torch.empty(0))).sum()
+            if count:
+                print(f"warning: {path} was trained on {count} of these {len(dataset)} frames")
     return split, dataset
 
 
@@ -338,7 +339,7 @@ def evaluate(args, world):
     torch.backends.cudnn.benchmark = True
     members = open_members(args)
     with world.in_turn():
-        split, dataset = open_frames(args, members[0])
+        split, dataset = open_frames(args, members)
     print(data.describe({split: dataset}))
     if line := data.describe_batches(dataset, args.batch_size, args.workers):
         print(line)

@@ -375,17 +375,12 @@ def _columns(listing, table, known) -> Columns:
     """
     header = table.header
     lower = [name.lower() for name in header]
-    path, labels, split = (
+    path, labels = (
         next((lower.index(name) for name in names if name in lower), None)
-        for names in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+        for names in (PATH_COLUMNS, LABEL_COLUMNS)
     )
-    # A column set or is_valid may mean anything else, unless it says splits alone.
-    if split is not None and lower[split] != "split":
-        column = table.column(split)
-        if all(split_of(lower[split], cell) or cell in NO_LABEL for _, cell in column):
-            listing.note(f"the splits are in column {header[split]}")
-        else:
-            split = None
+    splits = (lower.index(name) for name in SPLIT_COLUMNS if name in lower)
+    split = next((i for i in splits if _says_splits(lower[i], table.column(i))), None)
     if path is None:
         hints = (did_you_mean(name, PATH_COLUMNS) for name in lower)
         hint = next(filter(None, hints), "")
@@ -397,6 +392,8 @@ def _columns(listing, table, known) -> Columns:
         listing.note(f"the paths are in column {header[path]}")
     if labels is not None and header[labels] != "labels":
         listing.note(f"the labels are in column {header[labels]}")
+    if split is not None and lower[split] != "split":
+        listing.note(f"the splits are in column {header[split]}")
 
     others = {name: i for i, name in enumerate(header) if i not in (path, labels, split)}
     ignored = _unnamed(listing, table, others)
@@ -407,11 +404,17 @@ def _columns(listing, table, known) -> Columns:
     return Columns(path, labels, split, classes)
 
 
+def _says_splits(name, column) -> bool:
+    """Whether a column is one of splits: set or is_valid may mean anything else."""
+    found = {split_of(name, cell) for _, cell in column if cell not in NO_LABEL}
+    return name == "split" or None not in found or {"train", "val"} <= found
+
+
 def _unnamed(listing, table, others) -> list[str]:
     """Takes columns without a name out of `others`: indices as pandas writes them, or problems."""
     indices = []
     for name in list(others):
-        if not re.fullmatch(r"(Unnamed: \d+)?", name):
+        if not re.fullmatch(r"(Unnamed: [\d.]+)?", name):
             continue
         i = others.pop(name)
         if (i == 0 or name) and all(cell.isdecimal() or not cell for _, cell in table.column(i)):
@@ -426,6 +429,8 @@ def _unnamed(listing, table, others) -> list[str]:
 def _class_columns(listing, table, others, known) -> dict[str, int]:
     """The columns of 0 and 1, by class; `known` are the only classes that there are, or None."""
     classes = {}
+    if known and not any(name in known or did_you_mean(name, known) for name in others):
+        return classes  # further columns of images without labels
     for name, i in others.items():
         column = table.column(i)
         wrong = [(where, cell) for where, cell in column if truth(cell) is None]
@@ -497,9 +502,15 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
             names = [name.strip() for name in text.split(separator)]
             _refuse_other_marks(listing, where, text, marks, [n for n in names if n not in known])
 
-        wrong = [name for name in names if name not in known and _is_no_name(name)]
-        if wrong or (len(set(names)) < len(names) and {*names} <= {"0", "1"}):
-            listing.problems.append(f"{where}: {text!r} is no list of labels – separate them by |")
+        # A vector of 0 and 1 has one of them twice, and says nothing of its columns.
+        wrong = any(name not in known and _is_no_name(name) for name in names)
+        is_vector = len(set(names)) < len(names) and None not in map(truth, names)
+        if wrong or is_vector:
+            listing.problems.append(
+                f"{where}: {text!r} is no list of labels – separate them by |, or list the name in "
+                "classes.txt"
+            )
+            names = []
         said = [name for name in names if name in known or name not in NO_LABEL]
         missing.update(name for name in names if name and name not in said)
         labels.append(said)
@@ -531,9 +542,12 @@ def _blanks_separate(texts, known) -> bool:
 
 def _is_no_name(name) -> bool:
     """A line break, a bracket that is not closed, or an error of a spreadsheet."""
-    pairs = ("[]", "()", "{}")
-    open_bracket = any(name.count(left) != name.count(right) for left, right in pairs)
-    return open_bracket or "\n" in name or bool(re.match(r"[\[{]|#\w+[!?]$", name))
+    is_open = any(
+        name.count(left) != name.count(right) and (name[0] == left or name[-1] == right)
+        for left, right in ("[]", "()", "{}")
+        if name
+    )
+    return is_open or "\n" in name or bool(re.match(r"[\[{]|#\w+[!?]$|\.\.\.$", name))
 
 
 def _list_items(text) -> list[str] | None:
@@ -553,10 +567,11 @@ def _list_items(text) -> list[str] | None:
     if re.sub(r"\b(nan|None)\b|[\s,]", "", between) == "" and (quoted or not between):
         with suppress(ValueError, SyntaxError):
             return [ast.literal_eval(name).strip() for name in quoted]
-    if text[0] == "[" and not quoted:
-        numbers = re.fullmatch(r"[\d\s.]+", between)
-        return between.split() if numbers else [name.strip() for name in between.split(",")]
-    return None
+    if text[0] != "[" or quoted or "[" in between or "]" in between:
+        return None
+    if all(re.fullmatch(r"[-+.\de]+|True|False", word) for word in between.split()):
+        return between.split()
+    return [name.strip() for name in re.split("[|;,]", between)]
 
 
 def split_of(column, cell) -> str | None:
@@ -574,7 +589,7 @@ def _split(listing, where, column, written) -> str | None:
     split = split_of(column.lower(), written)
     if split is None and written not in NO_LABEL:
         listing.problems.append(
-            f"{where}: column split is {written!r} – must be train, val, test"
+            f"{where}: column {column} is {written!r} – must be train, val, test"
             + did_you_mean(written.lower(), SPLITS)
         )
     return split
@@ -711,7 +726,7 @@ def read_folder(path, classes=None) -> Listing:
         )
 
     names = [file.relative_to(top).as_posix() for file in files]
-    places = _places(names)
+    places = _places(names, classes or ())
     found = sorted({label for _, label in places if label})
     labelled = bool(found) and _are_classes(listing, names, places, found, classes)
     for file, name, (split, label) in zip(files, names, places, strict=True):
@@ -734,9 +749,10 @@ def split_of_folder(name) -> str | None:
     return SPLITS.get(word)
 
 
-def _places(names) -> list[tuple[str | None, str | None]]:
+def _places(names, known) -> list[tuple[str | None, str | None]]:
     """(split, class) of each picture, as far as the folders that it is in are such."""
-    folders = _without_common([name.split("/")[:-1] for name in names])
+    folders = _without_common([name.split("/")[:-1] for name in names], known)
+    folders = [f[1:] if f[:1] == f[1:2] else f for f in folders]  # archives unpack to train/train
 
     # Splits are right below the classes or, all of them, above.
     below = {split_of_folder(f[1]) if len(f) > 1 else None for f in folders}
@@ -745,13 +761,21 @@ def _places(names) -> list[tuple[str | None, str | None]]:
     splits = [split_of_folder(f[0]) if f else None for f in folders]
     if None in splits:
         return [(None, f[0] if f else None) for f in folders]
-    classes = _without_common([f[1:] for f in folders])
-    return [(split, f[0] if f else None) for split, f in zip(splits, classes, strict=True)]
+    classes = _without_common([f[1:] for f in folders], known)
+    places = [(split, f[0] if f else None) for split, f in zip(splits, classes, strict=True)]
+
+    # A test without labels may lie in one folder, of any name.
+    in_test = {label for split, label in places if split == "test"}
+    if len(in_test) == 1 and not in_test & {label for split, label in places if split != "test"}:
+        places = [(split, None if split == "test" else label) for split, label in places]
+    return places
 
 
-def _without_common(folders):
-    """Each picture's folders without a first one that holds all the others."""
+def _without_common(folders, known):
+    """Each picture's folders without a first one that holds all the others, and is no class."""
     while folders and all(len(f) > 1 and f[0] == folders[0][0] for f in folders):
+        if folders[0][0] in known:
+            break
         folders = [f[1:] for f in folders]
     return folders
 
@@ -764,15 +788,22 @@ def _are_classes(listing, names, places, found, classes) -> bool:
     outside = f"{some(unlabelled, 3)} are in no class folder"
 
     if classes is None:
-        # One folder called train may be a class; train and val beside a third are odd.
+        # One folder called train may be a class; with folders in it, or with val, it is a split.
         others = [name for name in found if not split_of_folder(name)]
-        if len({split_of_folder(name) for name in found} - {None}) > 1:
+        splits = {
+            label if Path(name).parent.name == label else f"{label}/"
+            for name, (_, label) in zip(names, places, strict=True)
+            if label and split_of_folder(label)
+        }
+        if others and (len(splits) > 1 or any(split.endswith("/") for split in splits)):
             listing.problems.append(
                 f"{listing.source}: the folders {some(others)} are no splits, and the others are – "
                 "move them out, or rename them"
             )
         # A class has several frames, where the folder of a film or of a day may have one.
         if len(found) < 2 or len(names) - len(unlabelled) < 2 * len(found):
+            if not unlabelled:
+                listing.note(f"no class is made of {some(found, 3)}, with {len(names)} pictures")
             return False
         if unlabelled and not are_test:
             listing.note(f"{outside}, so no folder is taken for a class")
@@ -798,13 +829,21 @@ def _are_classes(listing, names, places, found, classes) -> bool:
 
 def _note_other_folders(listing, top, names, places):
     """Notes the folders that are below class folders, and those beside them without a picture."""
-    deeper, used = set(), set()
-    for name, (_, label) in zip(names, places, strict=True):
+    deeper, used, without = set(), set(), []
+    for name, (split, label) in zip(names, places, strict=True):
         parents = [top / name, *(top / name).parents]
         used.update(parents)
-        if label and parents[1].name != label and not split_of_folder(parents[1].name):
+        above = parents[1].name
+        if label and above != label and not (split and split_of_folder(above)):
             deeper.add(parents[1].relative_to(top).as_posix())
+        if label and not split_of_folder(above):
+            without.append(name)
 
+    # Where some classes have train and val below them, all are meant to.
+    if len({split_of_folder(Path(folder).name) for folder in deeper} - {None}) > 1:
+        listing.problems.append(
+            f"{listing.source}: {some(without, 3)} are in no split, and others are – move them"
+        )
     labels = {label for _, label in places if label}
     above = {folder.parent for folder in used if folder.name in labels}
     empty = sorted(

@@ -565,7 +565,6 @@ def make_trainer(args, saved, training, validation, world):
     frames = {"train": training.fingerprint(), "val": validation.fingerprint()}
     if saved:
         checkpoint.refuse_other_frames(args.out, saved, frames, training.class_names, args.resume)
-
     frequency = training.labels.mean(0)  # (C,) share of the training frames that have the label
     net, inputs = open_model(args, saved, frequency, world)
     about = {
@@ -573,7 +572,6 @@ def make_trainer(args, saved, training, validation, world):
         "frequency": frequency, "frames": frames, "trained_on": training.identities(),
     }  # fmt: skip
     trainer = Trainer(net, about, training, args, world)
-
     processes = f" x {world.size} processes" if world.size > 1 else ""
     print(
         f"{args.optimizer}, lr {args.lr:g}, {args.schedule}, batch {args.batch_size} x "
@@ -582,6 +580,8 @@ def make_trainer(args, saved, training, validation, world):
 
     if saved:
         trainer.load(saved)
+        seen = saved.get("trained_on", about["trained_on"])
+        about["trained_on"] = torch.cat([about["trained_on"], seen]).unique()
         best = f", best F1 {trainer.best['f1']:.3f} of epoch {trainer.best['epoch']}"
         print(f"resumed after epoch {trainer.epochs}{best}" if trainer.epochs
               else "resumed before the first epoch")  # fmt: skip

@@ -537,9 +537,39 @@ def test_frames_that_were_trained_on_are_told_in_any_list(pets, tmp_path, capsys
         (pets / "held.csv", 0, 3), (tmp_path / "x", 1, 2),
     ):  # fmt: skip
         code, text, _ = said(pets, tmp_path / "out", capsys, "--data", spec)
-        warned = [line for line in text if line.startswith("warning: the network")]
-        expected = f"warning: the network was trained on {seen} of these {of} frames"
+        warned = [line for line in text if line.startswith("warning: P/run was")]
+        expected = f"warning: P/run was trained on {seen} of these {of} frames"
         assert code == 0 and warned == ([expected] if seen else [])
+
+
+def test_each_of_several_checkpoints_is_asked_what_it_was_trained_on(pets, tmp_path, capsys):
+    """Also of before a resume with other frames."""
+    flags = ["--augment", "none", "--out", str(tmp_path / "b"), "--epochs"]
+    (tmp_path / "v").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "v/x.png")
+    (tmp_path / "v/v.csv").write_text("path,labels\nx.png,dog\n")
+    other = ["--val", str(tmp_path / "v/v.csv"), *flags]
+    assert run(pets / "pets.csv", tmp_path / "b", *other, "1") == 0
+    few = "path,labels\n" + "".join(f"{i}.png,{'cat dog'.split()[i % 2]}\n" for i in range(6))
+    (pets / "few6.csv").write_text(few)
+    override = ["--resume", "override", "--t-max", "0"]
+    assert run(pets / "few6.csv", tmp_path / "b", *flags, "2", *override) == 0
+    for order in ([pets / "run", tmp_path / "b"], [tmp_path / "b", pets / "run"]):
+        capsys.readouterr()
+        assert evaluated(tmp_path / "out", *order, "--data", pets / "pets.csv") == 0
+        warned = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning: ")]
+        trained_on = {pets / "run": 12 - len(HELD_OUT), tmp_path / "b": 12}
+        assert warned == [
+            f"warning: {path} was trained on {trained_on[path]} of these 12 frames"
+            for path in order
+        ]
+
+
+def test_further_columns_of_images_without_labels_are_no_classes(pets, tmp_path, capsys):
+    (pets / "meta.csv").write_text("path,width,flash\n0.png,40,1\n1.png,40,0\n")
+    code, text, _ = said(pets, tmp_path / "out", capsys, "--data", pets / "meta.csv")
+    assert code == 0 and "all 2 frames" in text
+    assert "note: P/meta.csv: ignored columns: width, flash" in text
 
 
 def test_a_photograph_is_seen_alike_from_python_and_by_the_command(pets, tmp_path):

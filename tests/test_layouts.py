@@ -77,6 +77,12 @@ CASES = {
         {"a.png": "dog", "b.png": "None"}, {"c.png": "None"},
         files="a.png b.png c.png classes.txt=dog|None",
     ),
+    "names with brackets": Case(
+        rows("it's|dog (small)", "a) dog", "(dog)"),
+        ["classes: (dog) 1, a) dog 1, dog (small) 1, it's 1", "train has no frame of (dog)",
+         "val has no frame of a) dog, dog (small), it's", ONCE],
+        {"a.png": "dog (small) it's", "b.png": "a) dog"}, {"c.png": "(dog)"},
+    ),
     "listed names with commas": Case(
         rows('"dog, brown|cat"', '"dog, brown"', ""),
         ["classes: cat 1, dog, brown 2", "val has no frame of cat, dog, brown"],
@@ -187,13 +193,17 @@ CASES = {
         "path,labels,SPLIT\na.png,dog,TRAIN\nb.png,dog,training\nc.png,dog,Validation\nd.png,,dev\n",
         ["classes: dog 3"], {"a.png": "dog", "b.png": "dog"}, {"c.png": "dog", "d.png": ""},
     ),
+    "set beside is_valid": pets(
+        "path,labels,set,is_valid\na.png,dog|cat,s0,0\nb.png,dog,s1,0\nc.png,,s2,1\n",
+        "the splits are in column is_valid", "ignored columns: set",
+    ),
     "fastai's": pets(
         "fname,dog,cat,is_valid\na.png,1,1,False\nb.png,1,0,0\nc.png,0,0,True\n",
-        "the splits are in column is_valid", "the paths are in column fname",
+        "the paths are in column fname", "the splits are in column is_valid",
     ),
     "is_train beside labels": pets(
         "img,labels,is_train\na.png,dog|cat,1\nb.png,dog,1\nc.png,,0\n",
-        "the splits are in column is_train", "the paths are in column img",
+        "the paths are in column img", "the splits are in column is_train",
     ),
     "a column set": pets(
         "path,labels,set\na.png,dog|cat,train\nb.png,dog,train\nc.png,,valid\nd.png,,test\n",
@@ -288,6 +298,22 @@ CASES = {
         {"cat/5.png": "cat", "dog/x/3.png": "dog"},
         files="cat/1.png cat/5.png dog/1.png dog/x/2.png dog/x/3.png bird/n.txt=x", flags="D",
     ),
+    "folders as archives unpack": Case(
+        None, [FOLDERS, "classes: cat 2, dog 2", "val has no frame of dog"],
+        {"seg_train/seg_train/cat/1.png": "cat", "seg_train/seg_train/dog/1.png": "dog",
+         "seg_train/seg_train/dog/2.png": "dog"},
+        {"seg_val/seg_val/cat/1.png": "cat"},
+        files="seg_train/seg_train/cat/1.png seg_train/seg_train/dog/1.png "
+        "seg_train/seg_train/dog/2.png seg_val/seg_val/cat/1.png", flags="D",
+    ),
+    "a test without labels, in a folder": Case(
+        None, ["test/images/0.png are in no class folder, and left out", FOLDERS,
+               "classes: cat 2, dog 2"],
+        {"train/cat/1.png": "cat", "train/dog/1.png": "dog"},
+        {"val/cat/2.png": "cat", "val/dog/2.png": "dog"},
+        files="train/cat/1.png train/dog/1.png val/cat/2.png val/dog/2.png test/images/0.png",
+        flags="D",
+    ),
     "a class called train": Case(
         None, [FOLDERS, HASH, "classes: bus 2, train 2", "val has no frame of bus"],
         {"bus/1.png": "bus", "bus/5.png": "bus", "train/1.png": "train"}, {"train/2.png": "train"},
@@ -312,9 +338,13 @@ UNLABELLED = {
     ),
     "folders of YOLO": (
         None, "train/images/1.png train/labels/1.txt=x valid/images/2.png", "D",
-        "2 of 3 files are read; left out: 1 .txt", ["train/images/1.png", "valid/images/2.png"],
+        ("2 of 3 files are read; left out: 1 .txt", "no class is made of images, with 2 pictures"),
+        ["train/images/1.png", "valid/images/2.png"],
     ),
-    "folders of a picture each": (None, "x/a.png y/b.png", "D", "", ["x/a.png", "y/b.png"]),
+    "folders of a picture each": (
+        None, "x/a.png y/b.png", "D", "no class is made of x, y, with 2 pictures",
+        ["x/a.png", "y/b.png"],
+    ),
     "a column of paths": ("path\na.png\nb.png\n", "a.png b.png", "D/t.csv", "", ["a.png", "b.png"]),
     "no label in any row": (
         "path,labels\na.png,\nb.png,NaN\n", "a.png b.png", "D/t.csv",
@@ -322,6 +352,7 @@ UNLABELLED = {
     ),
 }  # fmt: skip
 
+NAMES = "separate them by |, or list the name in classes.txt"
 BELOW = "must name a file below the CSV's folder, or --images DIR"
 REFUSED = {  # table, lines of the message, files, flags
     "two separators": (
@@ -331,20 +362,40 @@ REFUSED = {  # table, lines of the message, files, flags
     ),
     "no lists": (
         rows("\"['dog', 'cat'\"", "{dog}", "\"{'a': 1}\"") + "d.png,[['dog']],val\n",
-        ["D/t.csv:2: \"['dog', 'cat'\" is no list of labels – separate them by |",
-         "D/t.csv:3: '{dog}' is no list of labels – separate them by |",
-         "D/t.csv:4: \"{'a': 1}\" is no list of labels – separate them by |",
-         "D/t.csv:5: \"[['dog']]\" is no list of labels – separate them by |"],
+        [f"D/t.csv:2: \"['dog', 'cat'\" is no list of labels – {NAMES}",
+         f"D/t.csv:3: '{{dog}}' is no list of labels – {NAMES}",
+         f"D/t.csv:4: \"{{'a': 1}}\" is no list of labels – {NAMES}",
+         f"D/t.csv:5: \"[['dog']]\" is no list of labels – {NAMES}"],
     ),
     "numbers in place of columns": (
-        rows('"[1, 0, 1]"', "dog", "dog"),
-        ["D/t.csv:2: '[1, 0, 1]' is no list of labels – separate them by |"],
+        rows('"[1, 0, 1]"', "[1. 0. 0.]", "[False True False]") + "d.png,[0 ... 1],val\n",
+        [f"D/t.csv:2: '[1, 0, 1]' is no list of labels – {NAMES}",
+         f"D/t.csv:3: '[1. 0. 0.]' is no list of labels – {NAMES}",
+         f"D/t.csv:4: '[False True False]' is no list of labels – {NAMES}",
+         f"D/t.csv:5: '[0 ... 1]' is no list of labels – {NAMES}"],
+    ),
+    "lists between separators": (
+        rows("[dog]|[cat]", "[dog]", "[cat]"),
+        [f"D/t.csv:2: '[dog]|[cat]' is no list of labels – {NAMES}"],
+    ),
+    "a typing error among splits": (
+        "path,labels,set\na.png,dog,train\nb.png,dog,val\nc.png,dog,vall\n",
+        ["D/t.csv:4: column set is 'vall' – must be train, val, test; did you mean val?"],
+    ),
+    "classes of which some have splits": (
+        None, ["D: bird/1.png, bird/2.png are in no split, and others are – move them"],
+        "dog/train/1.png dog/val/2.png cat/train/1.png cat/val/2.png bird/1.png bird/2.png", "D",
+    ),
+    "a folder beside a split": (
+        None,
+        ["D: the folders test1 are no splits, and the others are – move them out, or rename them"],
+        "train/dog/1.png train/cat/1.png test1/1.png test1/2.png", "D",
     ),
     "half brackets, errors, lines": (
         rows("(dog|cat)", "#REF!", '"dog|x\nd.png|dog"'),
-        ["D/t.csv:2: '(dog|cat)' is no list of labels – separate them by |",
-         "D/t.csv:3: '#REF!' is no list of labels – separate them by |",
-         r"D/t.csv:4: 'dog|x\nd.png|dog' is no list of labels – separate them by |"],
+        [f"D/t.csv:2: '(dog|cat)' is no list of labels – {NAMES}",
+         f"D/t.csv:3: '#REF!' is no list of labels – {NAMES}",
+         rf"D/t.csv:4: 'dog|x\nd.png|dog' is no list of labels – {NAMES}"],
     ),
     "numbers of two writings": (
         rows("1", "1.0", "2"),
@@ -537,11 +588,12 @@ def test_what_people_have_is_read_as_they_mean_it(tmp_path, capsys, name):
 @pytest.mark.parametrize("name", UNLABELLED)
 def test_images_without_labels_are_all_read(tmp_path, capsys, name):
     table, files, flags, says, names = UNLABELLED[name]
+    says = [says] if isinstance(says, str) else list(says)
     fill(tmp_path, table, files)
     code, said, err = checked(tmp_path, flags, capsys)
     assert (code, err) == (0, "")
     assert [line.removeprefix("D: ") for line in said] == [
-        *filter(None, [says]), f"all {len(names)} frames"
+        *filter(None, says), f"all {len(names)} frames"
     ]  # fmt: skip
     dataset = data.load(flags.replace("D", str(tmp_path)))["all"]
     assert dataset.names == names and dataset.labels is None and dataset[1][2] is None
