@@ -167,30 +167,25 @@ class Frames(Dataset):
         return f"{len(names)} frames, {digest.hexdigest()[:16]}"
 
     def identities(self) -> torch.Tensor:
-        """(N,) int64, a hash of each file's name, size and end, which a copy of it has too."""
-        hashes = []
-        for path in self.paths:
-            with open(path, "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - 4096))
-                digest = hashlib.blake2b(file.read(), digest_size=8)
-            digest.update(os.fsencode(f"{os.path.basename(path)} {size}"))
-            hashes.append(int.from_bytes(digest.digest(), "big", signed=True))
-        return torch.tensor(hashes)
+        """(M,) int64 by which frames are known in any list; M = 0 where lists are fixed, as A2D's.
+        """
+        return torch.empty(0, dtype=torch.int64)
 
     def _read(self, i):
-        """Frame, label map, and the map's classes and its number of pixels with other ids."""
+        """Frame, label map of its size, label map of the file, its number of pixels of other ids.
+        """
         frame = torch.from_numpy(decode(self.paths[i], self.shorter))
         frame = frame.permute(2, 0, 1).contiguous()  # (3, H, W)
         if self.map_paths is None:
             return frame, None, None, 0
-        whole, unknown = read_label_map(self.map_paths[i])
-        if reduced_size(whole.shape, self.shorter) != frame.shape[1:]:
+        full_map, unknown = read_label_map(self.map_paths[i])
+        if reduced_size(full_map.shape, self.shorter) != frame.shape[1:]:
             raise DataError(
-                f"{self.map_paths[i]}: label map {whole.shape} for a frame of "
+                f"{self.map_paths[i]}: label map {full_map.shape} for a frame of "
                 f"{tuple(frame.shape[1:])} (height, width) – extract the frames at their own size"
             )
-        return frame, torch.from_numpy(nearest(whole, frame.shape[1:])), whole, unknown
+        label_map = torch.from_numpy(nearest(full_map, frame.shape[1:]))
+        return frame, label_map, full_map, unknown
 
     def _check(self, problems):
         """Decode everything once: find every unreadable file, fill `labels` from the label maps.
@@ -261,13 +256,13 @@ class Frames(Dataset):
                 if not result["decoded"]:
                     with opened(self.paths[i], self.shorter):
                         return None, [], 0
-                frame, label_map, whole, unknown = self._read(i)
+                frame, label_map, full_map, unknown = self._read(i)
             except DataError as error:
                 return error.problems[0], [], 0
             # With --cache what is decoded here is decoded for good.
             if self.kept is not None:
                 self.kept[i] = [t if t is None else t.to(self.keep) for t in (frame, label_map)]
-            present = [] if whole is None else np.unique(whole).tolist()
+            present = [] if full_map is None else np.unique(full_map).tolist()
             return None, [c for c in present if c != NONE], unknown
 
         began = said = time.monotonic()
@@ -310,11 +305,13 @@ def merged(faults) -> list[str]:
 
 def nearest(label_map, size):
     """(H, W) -> (h, w): of each cell of the smaller one, the label at its middle."""
+    if tuple(size) == label_map.shape:
+        return label_map
     rows, columns = (
-        ((np.arange(n) + 0.5) * whole / n).astype(int)
-        for n, whole in zip(size, label_map.shape, strict=True)
+        ((np.arange(n) + 0.5) * of / n).astype(int)
+        for n, of in zip(size, label_map.shape, strict=True)
     )
-    return label_map if tuple(size) == label_map.shape else label_map[rows][:, columns]
+    return label_map[rows][:, columns]
 
 
 def cache_home():
@@ -413,6 +410,18 @@ class Listed(Frames):
             for row, vector in zip(rows, labels, strict=True):
                 vector[[column[name] for name in row.labels if name in column]] = 1
         super().__init__(names, rows, labels, None, keep, size, problems)
+
+    def identities(self):
+        """(N,) int64, a hash of each file's name, size and end, which a copy of it has too."""
+        hashes = []
+        for path in self.paths:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 4096))
+                digest = hashlib.blake2b(file.read(), digest_size=8)
+            digest.update(os.fsencode(f"{os.path.basename(path)} {size}"))
+            hashes.append(int.from_bytes(digest.digest(), "big", signed=True))
+        return torch.tensor(hashes)
 
 
 class CSVDataset(Listed):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from PIL import Image, ImageOps
 
-from layouts import DataError
+from layouts import DataError, in_place_of_a_file
 
 MAX_PIXELS = 50_000_000  # an image is refused from its header above this: 150 MB as uint8 RGB
 ORIENTATION = 274  # the EXIF tag; above 4, width and height are exchanged
@@ -54,16 +54,14 @@ def opened(path, shorter=None):
 
 
 def in_place_of_an_image(path) -> str:
-    """What people most often have instead, and what to do."""
+    """What is there instead, and what to do."""
     start = b""
     with suppress(OSError, TypeError), open(path, "rb") as file:
-        start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        start = file.read(64)
     if start[4:8] == b"ftyp":
         return "a HEIC photograph or a film, which Pillow does not read – convert it to JPEG"
-    if start.startswith(b"<"):
-        return "a web page, not an image – download the file itself"
-    if start.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not an image – run git lfs pull"
+    if instead := in_place_of_a_file(start):
+        return f"{instead[0]}, not an image – {instead[1]}"
     return "cannot be read (not an image) – replace or remove it"
 
 

@@ -325,7 +325,7 @@ def open_frames(args, members):
             split, dataset = open_sets(args.data, ("val",), classes, **options).popitem()
 
     # Of another list, frames that a network has seen are scored too well.
-    if split != "train" and dataset.labels is not None and isinstance(dataset, data.Listed):
+    if split != "train" and dataset.labels is not None:
         own = dataset.identities()
         for path, member in zip(args.checkpoints, members, strict=True):
             count = torch.isin(own, member.state.get("trained_on", torch.empty(0))).sum()

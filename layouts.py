@@ -158,6 +158,15 @@ def read_lines(file) -> list[tuple[str, str]]:
     return [(f"{file}:{n}", line.strip()) for n, line in lines if line.strip()]
 
 
+def in_place_of_a_file(start: bytes) -> tuple[str, str] | None:
+    """What people most often have in place of a file, by its first bytes, and what to do."""
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return "a web page", "download the file itself"
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer", "run git lfs pull"
+    return None
+
+
 def leaves_root(path: str) -> bool:
     """True for absolute paths, `..`, `~`, drive letters, backslashes, ""; links may leave."""
     return bool(re.match(r"[A-Za-z]:|/|~|$", path)) or "\\" in path or ".." in path.split("/")
@@ -266,7 +275,10 @@ def read_table(path, images=None, classes=None) -> Listing:
     columns = _columns(listing, table, known)
     if columns.labels is None:
         listing.named = dict.fromkeys(columns.classes, table.header_at)
-        labels = [_labels_of_cells(cells, columns) for _, cells in table.lines]
+        labels = [
+            [name for name, i in columns.classes.items() if truth(cells[i])]
+            for _, cells in table.lines
+        ]
     else:
         labels = _labels_of_column(listing, table.column(columns.labels), set(known or ()))
 
@@ -473,10 +485,6 @@ def truth(cell) -> bool | None:
     with suppress(ValueError):
         return {0: False, 1: True}.get(float(cell))
     return None
-
-
-def _labels_of_cells(cells, columns) -> list[str]:
-    return [name for name, i in columns.classes.items() if truth(cells[i])]
 
 
 def _labels_of_column(listing, column, known) -> list[list[str]]:
@@ -697,10 +705,10 @@ def _merge_rows(listing, one_label_each):
 
 
 @cache
-def extensions() -> dict[str, str]:
-    """{extension, small: format} of the pictures that this Pillow reads."""
+def extensions() -> set[str]:
+    """Those of the pictures that this Pillow reads, in small letters."""
     return {
-        extension: kind
+        extension
         for extension, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in NO_PICTURES
     }
@@ -788,18 +796,7 @@ def _are_classes(listing, names, places, found, classes) -> bool:
     outside = f"{some(unlabelled, 3)} are in no class folder"
 
     if classes is None:
-        # One folder called train may be a class; with folders in it, or with val, it is a split.
-        others = [name for name in found if not split_of_folder(name)]
-        splits = {
-            label if Path(name).parent.name == label else f"{label}/"
-            for name, (_, label) in zip(names, places, strict=True)
-            if label and split_of_folder(label)
-        }
-        if others and (len(splits) > 1 or any(split.endswith("/") for split in splits)):
-            listing.problems.append(
-                f"{listing.source}: the folders {some(others)} are no splits, and the others are – "
-                "move them out, or rename them"
-            )
+        _refuse_folders_beside_splits(listing, names, places, found)
         # A class has several frames, where the folder of a film or of a day may have one.
         if len(found) < 2 or len(names) - len(unlabelled) < 2 * len(found):
             if not unlabelled:
@@ -827,6 +824,21 @@ def _are_classes(listing, names, places, found, classes) -> bool:
     return True
 
 
+def _refuse_folders_beside_splits(listing, names, places, found):
+    """One folder called train may be a class; with folders in it, or with val, it is a split."""
+    others = [name for name in found if not split_of_folder(name)]
+    splits = {name for name in found if split_of_folder(name)}
+    hold_folders = any(
+        label in splits and Path(name).parent.name != label
+        for name, (_, label) in zip(names, places, strict=True)
+    )
+    if others and (len(splits) > 1 or hold_folders):
+        listing.problems.append(
+            f"{listing.source}: the folders {some(others)} are no splits, and the others are – "
+            "move them out, or rename them"
+        )
+
+
 def _note_other_folders(listing, top, names, places):
     """Notes the folders that are below class folders, and those beside them without a picture."""
     deeper, used, without = set(), set(), []
@@ -844,6 +856,7 @@ def _note_other_folders(listing, top, names, places):
         listing.problems.append(
             f"{listing.source}: {some(without, 3)} are in no split, and others are – move them"
         )
+
     labels = {label for _, label in places if label}
     above = {folder.parent for folder in used if folder.name in labels}
     empty = sorted(

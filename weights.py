@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from layouts import some
+from layouts import in_place_of_a_file, some
 
 
 class WeightsError(ValueError):
@@ -289,13 +289,10 @@ class Inert:
 
 def read(path):
     """What a PyTorch or safetensors file holds, as data: no code in it runs; or WeightsError."""
-    # What people most often have in place of the file they wanted.
     with open(path, "rb") as file:
         start = file.read(64)
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise WeightsError(f"{path}: a web page, not weights; download the file itself")
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path}: a git-lfs pointer, not weights; run git lfs pull")
+    if instead := in_place_of_a_file(start):
+        raise WeightsError(f"{path}: {instead[0]}, not weights; {instead[1]}")
 
     # A safetensors file begins with a length of eight bytes, then JSON.
     try:
