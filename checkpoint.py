@@ -7,6 +7,8 @@ renamed; the folder is synced after. torch.load alone notices 2 of 200 flipped b
     runs/<name>/last.pt       everything a resume needs, as of the end of an epoch
     runs/<name>/last.prev.pt  the one before it
     runs/<name>/best.pt       best validation F1 so far: weights, classes, threshold; no optimizer
+    runs/<name>/best.prev.pt  the one before it, which last.pt may still name: its best_sha256 says
+                              which of the two files belongs to it
 """
 
 import hashlib
@@ -14,6 +16,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import struct
@@ -21,6 +24,9 @@ import subprocess
 from pathlib import Path
 
 import torch
+
+import schema
+from schema import FRACTION, TEXT, Rule, number, one_of, open_file, whole
 
 try:
     import fcntl
@@ -37,14 +43,108 @@ class CheckpointError(ValueError):
     exit_code = 3
 
 
-def save(path, state: dict):
-    """Write `state` to `path` so that a kill or a full disk leaves the old file or the new one.
+# ------------------------------------------------------------------------- what a checkpoint holds
 
-    raises  OSError (disk full, folder gone): the file that was there before is untouched
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
+def _are_shares(value):
+    is_vector = schema.tensor_fault(value) is None and value.ndim == 1
+    return is_vector and schema.range_fault(value, "") is None
+
+
+def _are_hashes(value):
+    is_vector = schema.tensor_fault(value) is None and value.ndim == 1
+    return is_vector and value.dtype == torch.int64
+
+
+def _is_sha256(value):
+    return type(value) is str and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+INPUT_CONFIG = {
+    "size": whole(32, 4096),  # pixels
+    "mean": schema.several(3, FRACTION),
+    "std": schema.several(3, number(1e-3, 10)),
+    "interpolation": one_of("bilinear", "bicubic"),
+}
+DICT = Rule("a dict", lambda value: isinstance(value, dict))
+DICT_OR_NONE = Rule("a dict or None", lambda value: value is None or isinstance(value, dict))
+MANY = 10**9  # epochs and steps are fewer
+RULES = {
+    "config": {  # model.create_model's
+        "arch": TEXT, "num_classes": whole(1, 100_000), "head": one_of("mish", "linear"),
+        "dropout": FRACTION, "flavour": TEXT._replace(optional=True),
+        "se_pool": TEXT._replace(optional=True),
+        "drop_connect": number(0, 0.99)._replace(optional=True),
+    },
+    "input_config": INPUT_CONFIG,
+    "class_names": schema.NAMES,
+    "frequency": Rule("a tensor of shares", _are_shares),
+    "frames": {"train": TEXT, "val": TEXT},
+    "trained_on": Rule("a tensor of int64", _are_hashes),
+    "args": schema.ARGS,
+    "epoch": whole(0, MANY),
+    "best": {"f1": number(-1, 1), "epoch": whole(0, MANY)},
+    "best_sha256": Rule("None or a sha256", lambda value: value is None or _is_sha256(value)),
+    "threshold": FRACTION,
+    "model": DICT,
+    "average": DICT_OR_NONE,
+    "averaged": whole(0, MANY),
+    "optimizer": DICT_OR_NONE,
+    "scaler": DICT_OR_NONE,
+}  # fmt: skip
+
+
+def _disagreement(state) -> str | None:
+    """What two parts of a checkpoint say differently, each of which could be true."""
+    config, args, best = state["config"], state["args"], state["best"]
+    said = config | {"image_size": state["input_config"]["size"]}
+    for name in ("arch", "head", "dropout", "image_size"):
+        if args.get(name) != said[name]:
+            return f"args.{name}: {args.get(name)}, but the network has {said[name]}"
+    if args.get("fit") not in ("squash", "letterbox"):
+        return f"args.fit: {args.get('fit')}, must be squash or letterbox"
+
+    if best["epoch"] > state["epoch"]:
+        return f"best.epoch: {best['epoch']}, but epoch is {state['epoch']}"
+    names_a_best = best["epoch"] > 0 and state["optimizer"] is not None
+    if names_a_best != (state["best_sha256"] is not None):
+        return f"best_sha256: {state['best_sha256']}, but best.epoch is {best['epoch']}"
+    if bool(args.get("ema")) != (state["average"] is not None):
+        return f"average: {'is missing' if args.get('ema') else 'is unexpected'}, by args.ema"
+
+    classes = len(state["class_names"])
+    if config["num_classes"] != classes:
+        return f"config.num_classes: {config['num_classes']}, but class_names has {classes}"
+    if state["frequency"].shape != (classes,):
+        return f"frequency: {tuple(state['frequency'].shape)}, but class_names has {classes}"
+    return _weights_fault(state["model"], state["average"], config["head"], classes)
+
+
+def _weights_fault(weights, average, head, classes) -> str | None:
+    """What is wrong with weights of a network that nobody has made yet, nor will, if its head is of
+    another width than there are classes."""
+    for name, tensor in weights.items():
+        key = f"model.{name}"
+        if wrong := schema.tensor_fault(tensor, key) or schema.range_fault(tensor, key):
+            return wrong
+
+    shapes = {key: tuple(t.shape) for key, t in weights.items() if str(key).startswith("head.")}
+    outputs = {"head.": classes}
+    if head == "mish":
+        hidden = shapes.get("head.0.bias", ())
+        outputs = {"head.0.": hidden[0] if hidden else 0, "head.3.": classes}
+    if shapes.keys() != {layer + name for layer in outputs for name in ("weight", "bias")}:
+        return f"model: {', '.join(shapes) or 'nothing'} is no {head} head"
+    for layer, out in outputs.items():
+        weight, bias = shapes[f"{layer}weight"], shapes[f"{layer}bias"]
+        if len(weight) != 2 or weight[0] != out or bias != (out,):
+            return f"model.{layer}bias: {bias}, weight {weight}, but it has {out} outputs"
+
+    return None if average is None else schema.tree_fault(average, weights, "average")
+
+
+def pack(state: dict) -> tuple[memoryview, bytes]:
+    """A checkpoint's bytes in two parts, of which the last 64 are their hash."""
     # torch's zip file ends in the length of its comment, 0; ours has the hash as its comment.
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -52,12 +152,21 @@ def save(path, state: dict):
     assert buffer.getbuffer()[-2:] == b"\0\0", "a zip without comment ends in a comment length of 0"
     digest = hashlib.sha256(content)
     digest.update(comment)
+    return content, comment + digest.hexdigest().encode()
+
+
+def write(path, parts):
+    """Write bytes to `path` so that a kill or a full disk leaves the old file or the new one.
+
+    raises  OSError (disk full, folder gone): the file that was there before is untouched
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     # The bytes are on the disk before the name points to them, and the name before we return.
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
-            file.write(comment + digest.hexdigest().encode())
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -67,14 +176,43 @@ def save(path, state: dict):
     _sync_folder(path.parent)
 
 
+def save(path, state: dict):
+    write(path, pack(state))
+
+
+def sha256_in(path) -> str | None:
+    """The hash that a checkpoint carries, unverified; None: there is no such file, or hash."""
+    try:
+        with open_file(path) as file:
+            file.seek(-64, os.SEEK_END)
+            digest = file.read().decode("ascii", "replace")
+    except OSError:
+        return None
+    return digest if _is_sha256(digest) else None
+
+
+def is_ours(path) -> bool:
+    """Whether a file ends as a checkpoint does."""
+    try:
+        with open_file(path) as file:
+            file.seek(-TAIL, os.SEEK_END)
+            return file.read(len(COMMENT)) == COMMENT
+    except OSError:
+        return False
+
+
 def load(path) -> dict:
     """Read and verify a checkpoint; runs no code from it, tensors arrive on the CPU.
+
+    A right hash says that the file is whole, and not that it means well: so every key is looked at
+    too, and its tensors where the network and the optimizer are made (`restore`).
 
     raises  CheckpointError: missing, truncated, a bit changed, or not a checkpoint of this program
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror} – check the path") from None
 
@@ -84,20 +222,30 @@ def load(path) -> dict:
     if path.name == "last.pt" and previous.exists():
         advice = f"copy {previous.name} over it"
 
-    # A right hash says that a file is whole, and not that it means well: torch reads no code.
     if content[:4] != b"PK\3\4" or content[-TAIL:-64] != COMMENT:
         raise CheckpointError(f"{path}: truncated, or no checkpoint of train.py – {advice}")
     if hashlib.sha256(memoryview(content)[:-64]).hexdigest().encode() != content[-64:]:
         raise CheckpointError(f"{path}: damaged, its sha256 does not match – {advice}")
 
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler's refusals have no common type
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: holds more than tensors ({reason}) – {advice}") from None
-    if not isinstance(state, dict) or "config" not in state:
-        raise CheckpointError(f"{path}: no checkpoint of train.py – {advice}")
+        state = schema.read_tensors(io.BytesIO(content), len(content))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error} – {advice}") from None
+    if wrong := schema.fault(state, RULES) or _disagreement(state):
+        raise CheckpointError(f"{path}: no checkpoint of this version: {wrong} – {advice}")
     return state
+
+
+def refuse_misfit(path, key, given, own):
+    """Raises CheckpointError where given, state[key] of the checkpoint at path, is not as own."""
+    if wrong := schema.tree_fault(given, own, key):
+        raise CheckpointError(f"{path}: {wrong} – use another checkpoint")
+
+
+def restore(path, key, given, own):
+    """Copies the tensors of a tree into those of own, of which a misfit changes none."""
+    refuse_misfit(path, key, given, own)
+    schema.copy_into(own, given)
 
 
 # ------------------------------------------------------------------------------------ run folders
@@ -106,13 +254,15 @@ def load(path) -> dict:
 class Run:
     """A run folder: locked while the object lives, left whole by a kill at any moment.
 
+    resume  None: the run begins; "same"; "override", which may lose the best of before
     saved   the state in last.pt, or None where a run begins
     raises  CheckpointError: in use, holds epochs of a run though not `resume`, cannot be written,
-            damaged
+            damaged, without the best.pt that last.pt names
     """
 
-    def __init__(self, folder, resume: bool):
+    def __init__(self, folder, resume=None):
         self.folder = Path(folder)
+        self.last, self.best = self.folder / "last.pt", self.folder / "best.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / "lock", "a+")  # noqa: SIM115 - open as long as the run
@@ -137,8 +287,7 @@ class Run:
             stale.unlink()
             print(f"removed {stale}: a save that was cut short")
 
-        last = self.folder / "last.pt"
-        self.saved = load(last) if last.exists() else None
+        self.saved = load(self.last) if os.path.lexists(self.last) else None
         if resume and not self.saved:
             print(f"{folder}: holds no run that could go on, so --resume starts one")
         if self.saved and not resume and self.saved["epoch"]:
@@ -148,6 +297,33 @@ class Run:
         # A run that has not finished an epoch is no loss, and is begun anew.
         if not resume:
             self.saved = None
+
+        # The best that last.pt names, and what an epoch's best.pt still waits for room with.
+        self.named = self.saved["best_sha256"] if self.saved else None
+        self.unwritten = None
+        if self.named:
+            self._find_best(resume)
+
+    def _find_best(self, resume):
+        """best.pt is to be the one that last.pt names. A kill between the saves of both leaves that
+        of an epoch which is made again, perhaps by other flags, and the named one as best.prev.pt.
+        """
+        previous = self.best.with_name("best.prev.pt")
+        if sha256_in(self.best) == self.named:
+            return
+        if sha256_in(previous) == self.named:
+            os.replace(previous, self.best)
+            print(f"{self.best}: restored, as last.pt names it; a save was cut short")
+            return
+
+        epoch = self.saved["best"]["epoch"]
+        wrong = f"{self.best}: is not the one of epoch {epoch} that last.pt names"
+        if resume != "override":
+            raise CheckpointError(
+                f"{wrong} – put that back; --resume override looks for a best epoch anew"
+            )
+        print(f"{wrong}, so the best epoch is looked for anew")
+        self.saved["best"] = {"f1": -1.0, "epoch": 0}
 
     def refuse_other_flags(self, flags: dict, free_to_change):
         """raises CheckpointError listing the flags that differ from the saved run's, old -> new."""
@@ -167,36 +343,51 @@ class Run:
         """args.json: flags, versions and machine."""
         (self.folder / "args.json").write_text(json.dumps(flags, indent=1) + "\n", encoding="utf-8")
 
-    def save_best(self, state: dict):
-        """best.pt: what an evaluation needs, without the optimizer."""
-        save(self.folder / "best.pt", state | {"optimizer": None, "scaler": None})
+    def save(self, state: dict, is_best=False):
+        """An epoch becomes last.pt and, if it is the best one, best.pt; the last.pt before becomes
+        last.prev.pt. At no moment is there a last.pt without the best.pt that it names.
 
-    def save_last(self, state: dict):
-        """last.pt becomes last.prev.pt, `state` last.pt; at no moment is there no last.pt."""
-        last, spare = self.folder / "last.pt", self.folder / f".last.prev.{os.getpid()}.tmp"
-        if last.exists():
-            # A kill may have left last.prev.pt one file with last.pt: to rename a third name of it
-            # onto the second does nothing then, and to copy into that name would damage both.
-            spare.unlink(missing_ok=True)
-            try:
-                os.link(last, spare)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(last, spare)
-            os.replace(spare, last.with_name("last.prev.pt"))
-            spare.unlink(missing_ok=True)  # after a save that failed, both names are one file
-        save(last, state)
+        raises  OSError (disk full): both are as they were, and the next save writes a best epoch
+                that has found no room
+        """
+        if is_best:
+            self.unwritten = pack(state | {"optimizer": None, "scaler": None, "best_sha256": None})
+        named = self.named
+        if self.unwritten:
+            # What evaluation needs, without the optimizer. The named one stays until last.pt has
+            # the new name: an abandoned one, of a last.pt that has found no room, does not.
+            if self.named and sha256_in(self.best) == self.named:
+                _keep_as_previous(self.best)
+            write(self.best, self.unwritten)
+            named = self.unwritten[1][-64:].decode()
+
+        if self.last.exists():
+            _keep_as_previous(self.last)
+        save(self.last, state | {"best_sha256": named})
+        self.named, self.unwritten = named, None
 
     def log(self, row: dict):
-        """Append to log.jsonl, in place of lines of this epoch or later ones: they are redone."""
+        """An epoch's line of log.jsonl, in place of those of this epoch or later ones: they are
+        redone. What is no line of an epoch stays as it is. raises  OSError
+        """
         file = self.folder / "log.jsonl"
-        rows = read_log(file)
-        if rows and rows[-1]["epoch"] >= row["epoch"]:
-            kept = [json.dumps(old) + "\n" for old in rows if old["epoch"] < row["epoch"]]
-            spare = self.folder / f".log.{os.getpid()}.tmp"
-            spare.write_text("".join(kept))
-            os.replace(spare, file)
-        with open(file, "a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        lines = [line for line, old in _log_lines(file) if not old or old["epoch"] < row["epoch"]]
+        write(file, [line + b"\n" for line in [*lines, json.dumps(row).encode()]])
+
+
+def _keep_as_previous(file):
+    """x.pt gets the name x.prev.pt too, and keeps its own."""
+    previous = file.with_name(f"{file.stem}.prev.pt")
+    spare = file.with_name(f".{file.stem}.prev.{os.getpid()}.tmp")
+    # A kill may have left both names one file: to rename a third name of it onto the second does
+    # nothing then, and to copy into that name would damage both.
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(file, spare)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, spare)
+    os.replace(spare, previous)
+    spare.unlink(missing_ok=True)  # after a save that failed, both names are one file
 
 
 def refuse_other_frames(folder, saved, frames, classes, resume):
@@ -214,16 +405,33 @@ def refuse_other_frames(folder, saved, frames, classes, resume):
 
 
 def read_log(file) -> list[dict]:
-    """The rows of a log.jsonl; a last line that a kill cut short is left out."""
-    file, rows = Path(file), []
-    if not file.exists():
-        return rows
-    for line in file.read_text("utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of a log.jsonl, one an epoch; what else stands in it is left out. raises  OSError"""
+    return [row for _, row in _log_lines(file) if row]
+
+
+def _log_lines(file):
+    """[(line, its row, or None where it is none)], but for a last line that a kill cut short."""
+    try:
+        with open_file(file) as opened:
+            lines = opened.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = list(map(_log_row, lines))
+    if rows[-1] is None:
+        del lines[-1], rows[-1]
+    return list(zip(lines, rows, strict=True))
+
+
+def _log_row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and whole(1, MANY).holds(row.get("epoch")) and all(
+        value is None or type(value) is float or whole(-MANY, MANY).holds(value)
+        for value in row.values()
+    )  # fmt: skip
+    return row if is_row else None
 
 
 def environment() -> dict:

@@ -64,8 +64,8 @@ class Predictor:
         self.transform = augment.EvalTransform(**self.state["input_config"], fit=fit)
 
         # Where a run kept an average of the weights, that is what it scored.
-        self.net = model.create_model(**self.state["config"])
-        self.net.load_state_dict(self.state["average"] or self.state["model"])
+        file = "checkpoint" if isinstance(path, dict) else best_of(path)
+        self.net = restored(self.state, "average" if self.state["average"] else "model", file)
         self.net.to(self.device, memory_format=torch.channels_last).eval()
 
     def __call__(self, images):
@@ -100,6 +100,20 @@ class Predictor:
                 views.append(self.transform(frame.to(self.device)))
             rows.append(self.net(torch.cat(views)).float().cpu().sigmoid())
         return torch.cat(rows)
+
+
+def restored(state, key, path, **options):
+    """The network that the checkpoint at path describes, with its "model" or "average" as weights.
+
+    options  of model.create_model, beside those in state
+    raises   checkpoint.CheckpointError
+    """
+    try:
+        net = model.create_model(**state["config"], **options)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path}: config: {error}") from None
+    checkpoint.restore(path, key, state[key], net.state_dict())
+    return net
 
 
 def best_of(path) -> Path:
@@ -318,7 +332,7 @@ def open_frames(args, members):
     # The rows of the very table that was trained on would score what the networks have seen.
     if split == "all" and dataset.labels is not None:
         rows = [i for i, name in enumerate(dataset.names) if default_split(name) == "train"]
-        trained_on = {member.state.get("frames", {}).get("train") for member in members}
+        trained_on = {member.state["frames"]["train"] for member in members}
         if trained_on == {dataset.fingerprint(rows)}:
             print("note: the network was trained on this list, so what it held out is scored; "
                   "--split train scores the rest")  # fmt: skip
@@ -328,7 +342,7 @@ def open_frames(args, members):
     if split != "train" and dataset.labels is not None:
         own = dataset.identities()
         for path, member in zip(args.checkpoints, members, strict=True):
-            count = torch.isin(own, member.state.get("trained_on", torch.empty(0))).sum()
+            count = torch.isin(own, member.state["trained_on"]).sum()
             if count:
                 print(f"warning: {path} was trained on {count} of these {len(dataset)} frames")
     return split, dataset
@@ -390,9 +404,8 @@ def evaluate(args, world):
         (folder / "blend.json").write_text(blend + "\n", encoding="utf-8")
         written += ", blend.json"
 
-    # Checkpoints of earlier versions have no frequencies, so no constant answer either.
     if dataset.labels is not None:
-        names, frequency = members[0].classes, members[0].state.get("frequency")
+        names, frequency = members[0].classes, members[0].state["frequency"]
         report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)
         written += ", report.csv" + write_report(folder, report)
     print(f"written: {folder}/{written}")

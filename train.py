@@ -250,14 +250,18 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
         }  # fmt: skip
 
-    def load(self, state):
-        """Go on from `state`, whose weights net has already, with the rates of these flags."""
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-        self.scaler.load_state_dict(state["scaler"])
+    def load(self, state, path):
+        """Go on from the checkpoint at path, whose weights net has already, with the rates of these
+        flags. raises  checkpoint.CheckpointError"""
+        restore = functools.partial(checkpoint.restore, path)
+        given = state["optimizer"] or {}  # a best.pt has none
+        restore("optimizer.state", given.get("state"), self.optimizer.state_dict()["state"])
         if self.ema is not None and state["average"]:  # else it starts from these weights
-            self.scored.load_state_dict(state["average"])
+            restore("average", state["average"], self.scored.state_dict())
             self.ema.n_averaged.fill_(state["averaged"])
+        if self.scaler.is_enabled() and state["scaler"]:  # likewise
+            checkpoint.refuse_misfit(path, "scaler", state["scaler"], self.scaler.state_dict())
+            self.scaler.load_state_dict(state["scaler"])
         self.epochs, self.best = state["epoch"], state["best"]
         self.threshold = state["threshold"]
 
@@ -461,11 +465,17 @@ def make_optimizer(net, args):
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
 
-    if args.optimizer == "sgd":
-        # torch's fused SGD makes this buffer in its first step and, if that overflows in fp16,
-        # leaves it unwritten: the next step would take what memory held for momentum.
-        for parameter in net.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    # Torch makes these in a parameter's first step, all 0. Here they are in every checkpoint, where
+    # their lack is noticed; and torch's fused SGD leaves its own unwritten if that step overflows
+    # in fp16: the next one would take what memory held for momentum.
+    for parameter in net.parameters():
+        state = optimizer.state[parameter]
+        if args.optimizer == "sgd":
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        else:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
     return optimizer
 
 
@@ -532,20 +542,16 @@ def open_model(args, saved, frequency, world):
     Rank 0 alone needs the file of the weights: the others get what it has loaded.
     """
     options = {"checkpoint_activations": args.checkpoint_activations}
-    config = saved["config"] if saved else {
-        "arch": args.arch, "num_classes": len(frequency), "head": args.head,
-        "dropout": args.dropout, "weights": args.weights,
-    }  # fmt: skip
-
-    net = model.create_model(**config, **options) if world.rank == 0 else None
-    config, inputs = world.first(net and (net.config, net.input_config))
-    if net is None:
-        net = model.create_model(**config, **options)
-
     if saved:
+        net = evaluate.restored(saved, "model", Path(args.out, "last.pt"), **options)
         inputs = saved["input_config"]
-        net.load_state_dict(saved["model"])
     else:
+        config = {"arch": args.arch, "num_classes": len(frequency), "head": args.head,
+                  "dropout": args.dropout, "weights": args.weights}  # fmt: skip
+        net = model.create_model(**config, **options) if world.rank == 0 else None
+        config, inputs = world.first(net and (net.config, net.input_config))
+        if net is None:
+            net = model.create_model(**config, **options)
         inputs = inputs | {"size": args.image_size}
         model.set_prior_bias(net, frequency)
 
@@ -579,13 +585,12 @@ def make_trainer(args, saved, training, validation, world):
     )
 
     if saved:
-        trainer.load(saved)
-        seen = saved.get("trained_on", about["trained_on"])
-        about["trained_on"] = torch.cat([about["trained_on"], seen]).unique()
+        trainer.load(saved, Path(args.out, "last.pt"))
+        about["trained_on"] = torch.cat([about["trained_on"], saved["trained_on"]]).unique()
         best = f", best F1 {trainer.best['f1']:.3f} of epoch {trainer.best['epoch']}"
         print(f"resumed after epoch {trainer.epochs}{best}" if trainer.epochs
               else "resumed before the first epoch")  # fmt: skip
-        if trainer.best["epoch"] and saved.get("frames", {}).get("val") != frames["val"]:
+        if trainer.best["epoch"] and saved["frames"]["val"] != frames["val"]:
             print("the validation frames are others, so the best epoch is looked for anew")
             trainer.best = {"f1": -1.0, "epoch": 0}
     return trainer
@@ -662,10 +667,10 @@ def train(args, world):
     if run and (not saved or args.resume == "override"):
         run.write_args(machine | vars(args))
     if run and not saved:
-        run.save_last(trainer.state())
+        run.save(trainer.state())
 
     # From here on a signal stops all ranks after the same step.
-    world.polled, whole = True, True
+    world.polled, saved_now = True, True
     first = trainer.epochs
     while trainer.epochs < args.epochs:
         row = trainer.epoch(progress_of(trainer, validation, first))
@@ -675,31 +680,26 @@ def train(args, world):
             return
 
         line = log_row(trainer.epochs, row, report)
-        before = trainer.best
-        if line["val_f1"] > before["f1"]:
+        is_best = line["val_f1"] > trainer.best["f1"]
+        if is_best:
             trainer.best = {"f1": line["val_f1"], "epoch": trainer.epochs}
-        is_best = trainer.best is not before
-
-        # best.pt comes first: a kill between the two repeats the epoch, and saves the same again.
         if run:
-            if is_best and not kept(run.save_best, trainer.state()):
-                trainer.best = before
             kept(run.log, line)
-            whole = kept(run.save_last, trainer.state())
+            saved_now = kept(run.save, trainer.state(), is_best)
 
         print("epoch {epoch}: loss {loss:.4f}, validation {val_loss:.4f}; F1 {val_f1:.3f} at "
               "{threshold:.2f} (chosen on validation), {val_f1_at_half:.3f} at 0.5, "
               "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + " *" * is_best)
 
-    if not whole:
+    if not saved_now:
         raise OSError(f"{args.out}/last.pt: the last epoch is not in it – make room, then --resume")
     report_best(run, trainer, validation)
 
 
-def kept(write, what) -> bool:
-    """write(what); a full disk costs a warning, not the training."""
+def kept(write, *what) -> bool:
+    """write(*what); a full disk costs a warning, not the training."""
     try:
-        write(what)
+        write(*what)
     except OSError as error:
         print(f"train.py: warning: {error}; training goes on without this file", file=sys.stderr)
         return False

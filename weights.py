@@ -21,12 +21,13 @@ import sys
 import threading
 import urllib.parse
 import urllib.request
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+import checkpoint
+import schema
 from layouts import in_place_of_a_file, some
 
 
@@ -223,23 +224,30 @@ def load(net, state_dict, naming, path="state dict"):
     returns  what became of the classifier, which is loaded if its shapes are those of net.head
     raises   WeightsError listing what is missing, unexpected, mis-shaped, no float, or not finite
     """
+    for key, value in state_dict.items():
+        if wrong := schema.tensor_fault(value, key):
+            raise WeightsError(f"{path}: {wrong}; save net.state_dict()")
+
     # A classifier of other classes than the net's is left out.
     own, given = net.state_dict(), rename(net, state_dict, naming)
     head = {key: value.shape for key, value in own.items() if key.startswith("head.")}
     found = {key: value.shape for key, value in given.items() if key.startswith("head.")}
-    if found != head:
+    last_bias = max(key for key in head if key.endswith("bias"))
+    is_of_others = found.keys() != head.keys() or found[last_bias] != head[last_bias]
+    if is_of_others:
         given = {key: value for key, value in given.items() if key not in found}
 
     # BN's counters of batches may be missing: torch before 0.4.1 did not save them.
     needed = [key for key, value in own.items() if value.is_floating_point()]
     both = [key for key in given if key in own]
     floats = [key for key in needed if key in given]
+    alike = [key for key in floats if given[key].shape == own[key].shape]
     faults = {
         "missing": [key for key in needed if key not in given and key not in head],
         "unexpected": [key for key in given if key not in own],
         "mis-shaped": [key for key in both if given[key].shape != own[key].shape],
         "not floating-point": [key for key in floats if not given[key].is_floating_point()],
-        "not finite": [key for key in floats if not given[key].isfinite().all()],
+        "not finite": [key for key in alike if not given[key].isfinite().all()],
     }
 
     lists = [f"{len(keys)} {fault} ({some(keys, 3)})" for fault, keys in faults.items() if keys]
@@ -255,7 +263,7 @@ def load(net, state_dict, naming, path="state dict"):
         raise WeightsError(f"{what}: {'; '.join(lists)}; {advice}")
 
     net.load_state_dict(own | given)
-    if found == head:
+    if not is_of_others:
         return "classifier loaded"
     return "classifier dropped" if found else "classifier absent"
 
@@ -294,18 +302,19 @@ def read(path):
     if instead := in_place_of_a_file(start):
         raise WeightsError(f"{path}: {instead[0]}, not weights; {instead[1]}")
 
+    if checkpoint.is_ours(path):
+        return checkpoint.load(path)
     # A safetensors file begins with a length of eight bytes, then JSON.
     try:
         return _tensors_of(path, safetensors=start[8:9] == b"{")
     except ImportError:
         raise WeightsError(f"{path}: safetensors; pip install safetensors") from None
     except Exception as error:  # damaged and hostile files make parsers raise anything
-        reason = " ".join(f"{type(error).__name__} {error}".partition(". ")[0].split())[:160]
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            reason = f"it would call {found[1]}, and weights are read as tensors only"
-            module = found[1].rpartition(".")[0].partition(".")[0]  # "": a builtin function
-            if module not in {"", *sys.stdlib_module_names}:
-                raise WeightsError(f"{path}: {reason}; {CONVERT.format(path)}") from error
+        reason = str(error) if type(error) is ValueError else schema.reason(error)
+        # Of a trainer's own classes, whoever trusts it can leave the weights alone.
+        module = re.search(r"would call (\w+)\.", reason)
+        if module and module[1] not in sys.stdlib_module_names:
+            raise WeightsError(f"{path}: {reason}; {CONVERT.format(path)}") from error
         raise WeightsError(f"{path}: unreadable or damaged ({reason}); get it again") from error
 
 
@@ -314,10 +323,9 @@ def _tensors_of(path, safetensors):
         from safetensors.torch import load_file
 
         return load_file(path)
-    with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
-        with torch.serialization.safe_globals([(Inert, name) for name in IGNORED]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+    ignored = torch.serialization.safe_globals([(Inert, name) for name in IGNORED])
+    with open(path, "rb") as file, ignored:
+        return schema.read_tensors(file, os.path.getsize(path))
 
 
 def _find(value, depth=4):
@@ -431,7 +439,7 @@ def fetch(arch, tag, path):
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
 
-        reason = " ".join(str(error).split())
+        reason = schema.visible(" ".join(str(error).split()))
         raise failure(
             f"{arch} {tag}: cannot download {url}: {reason}; expected sha256 {sha256}; get it "
             "otherwise and pass --weights FILE"
@@ -511,6 +519,8 @@ def open_weights(arch, name) -> Source:
         tag, naming = "unlisted file", recognise(arch, state)
         flavour = _dict_in(whole, "config").get("flavour")
         inputs = _dict_in(whole, "input_config")
+        if inputs and (wrong := schema.fault(inputs, checkpoint.INPUT_CONFIG, "input_config")):
+            raise WeightsError(f"{path}: {wrong}; correct or remove it")
         flavours = FLAVOURS.get(family(arch), (None,))
         if flavour not in flavours:
             flavour = flavours[-1] if naming == SECOND.get(family(arch)) else flavours[0]

@@ -188,3 +188,20 @@ class Training:
     def scored(self):
         """The weights that an evaluation has to take."""
         return self.average or {k: v.detach() for k, v in self.weights.items()}
+
+
+def a_checkpoint(value=1.0, epoch=1, **args) -> dict:
+    """A small state that checkpoint.load takes, with a tensor full of `value` among its weights."""
+    model = {"head.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
+    model["weights"] = torch.full((50, 50), float(value))
+    config = {"arch": "tiny", "num_classes": 2, "head": "linear", "dropout": 0.5}
+    inputs = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    args = {"arch": "tiny", "head": "linear", "dropout": 0.5, "image_size": 32, "fit": "squash",
+            "ema": 0.0} | args  # fmt: skip
+    return {
+        "config": config, "input_config": inputs, "class_names": ["cat", "dog"], "args": args,
+        "frequency": torch.tensor([0.5, 0.5]), "frames": {"train": "", "val": ""},
+        "trained_on": torch.zeros(0, dtype=torch.int64), "epoch": epoch, "threshold": 0.5,
+        "best": {"f1": 0.0, "epoch": 0}, "best_sha256": None, "model": model, "average": None,
+        "averaged": 0, "optimizer": {}, "scaler": {},
+    }  # fmt: skip

@@ -15,11 +15,7 @@ import pytest
 import torch
 
 import checkpoint
-
-
-def state(value=1.0):
-    config, weights = {"arch": "tiny"}, torch.full((50, 50), value)
-    return {"config": config, "args": {"lr": 0.1}, "epoch": 1, "weights": weights}
+from tests.plain import a_checkpoint as state
 
 
 def forked(child) -> int:
@@ -42,9 +38,8 @@ def test_round_trip_and_torch_reads_it(tmp_path):
     checkpoint.save(tmp_path / "a.pt", state(2.0))
     for read in (checkpoint.load, torch.load):
         loaded = read(tmp_path / "a.pt")
-        assert loaded["args"] == {"lr": 0.1} and torch.equal(
-            loaded["weights"], state(2.0)["weights"]
-        )
+        assert loaded["args"] == state()["args"]
+        assert torch.equal(loaded["model"]["weights"], state(2.0)["model"]["weights"])
     assert zipfile.ZipFile(tmp_path / "a.pt").testzip() is None
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -56,8 +51,8 @@ def test_a_checkpoint_of_another_device_arrives_on_the_cpu(tmp_path, monkeypatch
     monkeypatch.undo()
     assert b"cuda:7" in (tmp_path / "last.pt").read_bytes()
     loaded = checkpoint.load(tmp_path / "last.pt")
-    assert torch.equal(loaded["weights"], state(3.0)["weights"])
-    assert loaded["weights"].device.type == "cpu"
+    assert torch.equal(loaded["model"]["weights"], state(3.0)["model"]["weights"])
+    assert loaded["model"]["weights"].device.type == "cpu"
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
@@ -108,7 +103,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, kind):
     file, sentinel = tmp_path / "a.pt", tmp_path / "sentinel"
     hostile = state() | {"optimizer": {"state": [Payload(sentinel)]}}
     if kind == "hashed zip, in args":
-        hostile = state() | {"args": {"lr": Payload(sentinel)}}
+        hostile = state(lr=Payload(sentinel))
     if kind in ("raw pickle", "tar"):
         file.write_bytes(pickle.dumps(hostile))
     else:
@@ -150,16 +145,16 @@ def test_disk_full_leaves_the_old_file_and_no_other(tmp_path):
 
     checkpoint.save(tmp_path / "a.pt", state(1.0))
     assert finished(forked(child)) == 0
-    assert checkpoint.load(tmp_path / "a.pt")["weights"][0, 0] == 1
+    assert checkpoint.load(tmp_path / "a.pt")["model"]["weights"][0, 0] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_kills_during_continuous_saving_leave_loadable_files(tmp_path):
     def child():
         run = checkpoint.Run(tmp_path, True)
-        start = run.saved["step"] if run.saved else 0
+        start = run.saved["epoch"] if run.saved else 0
         for step in range(start + 1, 10**9):
-            run.save_last(state(float(step)) | {"step": step})
+            run.save(state(step, step))
             if step > start + 1:  # last.prev.pt is this process's own too
                 (tmp_path / "moved").touch()
 
@@ -174,8 +169,8 @@ def test_kills_during_continuous_saving_leave_loadable_files(tmp_path):
         assert finished(process) == -signal.SIGKILL
         for name in ("last.pt", "last.prev.pt"):
             loaded = checkpoint.load(tmp_path / name)
-            assert (loaded["weights"] == loaded["step"]).all()
-        step = checkpoint.load(tmp_path / "last.pt")["step"]
+            assert (loaded["model"]["weights"] == loaded["epoch"]).all()
+        step = checkpoint.load(tmp_path / "last.pt")["epoch"]
         assert step > before
         before = step
 
@@ -207,28 +202,28 @@ def test_last_and_the_one_before(tmp_path):
     run = checkpoint.Run(tmp_path / "run", False)
     assert run.saved is None
     for value in (1.0, 2.0, 3.0):
-        run.save_last(state(value))
-    assert checkpoint.load(tmp_path / "run/last.pt")["weights"][0, 0] == 3
-    assert checkpoint.load(tmp_path / "run/last.prev.pt")["weights"][0, 0] == 2
+        run.save(state(value))
+    assert checkpoint.load(tmp_path / "run/last.pt")["model"]["weights"][0, 0] == 3
+    assert checkpoint.load(tmp_path / "run/last.prev.pt")["model"]["weights"][0, 0] == 2
 
 
 def test_a_kill_between_the_two_renames_harms_neither_file(tmp_path):
     """Then both names are one file, and a rename between names of one file does nothing."""
     run = checkpoint.Run(tmp_path, False)
-    run.save_last(state(1.0))
+    run.save(state(1.0))
     os.link(tmp_path / "last.pt", tmp_path / "last.prev.pt")
     first = os.stat(tmp_path / "last.prev.pt")
     for value in (2.0, 3.0):
-        run.save_last(state(value))
-        loaded = [checkpoint.load(tmp_path / f"last{p}.pt")["weights"][0, 0] for p in (".prev", "")]
-        assert loaded == [value - 1, value]
+        run.save(state(value))
+        loaded = [checkpoint.load(tmp_path / f"last{p}.pt")["model"] for p in (".prev", "")]
+        assert [weights["weights"][0, 0] for weights in loaded] == [value - 1, value]
     assert os.stat(tmp_path / "last.prev.pt").st_ino != first.st_ino
 
 
 def test_a_run_in_use_or_finished_is_not_taken(tmp_path):
     def child():
         run = checkpoint.Run(tmp_path, True)
-        run.save_last(state())
+        run.save(state())
         time.sleep(20)
 
     process = forked(child)
@@ -246,11 +241,11 @@ def test_a_run_in_use_or_finished_is_not_taken(tmp_path):
 def test_a_run_without_a_finished_epoch_is_begun_anew(tmp_path, capsys):
     run = checkpoint.Run(tmp_path, True)
     assert "--resume starts one" in capsys.readouterr().out
-    run.save_last(state() | {"epoch": 0})
+    run.save(state(epoch=0))
     run.lock.close()
     run = checkpoint.Run(tmp_path, False)
     assert run.saved is None
-    run.save_last(state())
+    run.save(state())
     run.lock.close()
     assert checkpoint.Run(tmp_path, True).saved["epoch"] == 1
     assert "starts one" not in capsys.readouterr().out
@@ -283,7 +278,7 @@ def test_log_has_each_epoch_once(tmp_path):
 
 def test_other_flags_are_listed(tmp_path):
     run = checkpoint.Run(tmp_path, False)
-    run.save_last(state() | {"args": {"lr": 0.1, "batch_size": 4, "workers": 0}})
+    run.save(state(lr=0.1, batch_size=4, workers=0))
     run.lock.close()
     run = checkpoint.Run(tmp_path, True)
     run.refuse_other_flags({"lr": 0.1, "batch_size": 4, "workers": 2}, {"workers"})

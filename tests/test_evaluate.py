@@ -38,8 +38,8 @@ def members(scenes, tmp_path_factory):
     torch.manual_seed(2)
     net = model.create_model("tiny", 43)
     own = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    checkpoint.save(folder / "start.pt", {"config": net.config, "model": net.state_dict(),
-                                          "input_config": net.input_config | own})  # fmt: skip
+    start = {"config": net.config, "model": net.state_dict()}
+    torch.save(start | {"input_config": net.input_config | own}, folder / "start.pt")
     adam = ["--optimizer", "adam", "--lr", "0.003"]
     assert run(scenes, folder / "a", *adam, "--ema", "0.9", "--epochs", "3") == 0
     second = f"--image-size 48 --fit letterbox --seed 4 --weights {folder}/start.pt"

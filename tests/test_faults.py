@@ -121,15 +121,12 @@ def test_f1_a_kill_before_any_system_call_of_a_save(tmp_path):
     """os.link, fsync, replace, unlink and the write itself, one after the other."""
     calls = [(os, "fsync"), (os, "replace"), (os, "link"), (Path, "unlink"), (os, "open")]
 
-    def state(step):
-        return {"config": {}, "step": step, "weights": torch.full((2000,), float(step))}
-
     survived = 0
     for kill_at in range(1, 40):
         folder = tmp_path / str(kill_at)
         run = checkpoint.Run(folder, False)
         for step in (1, 2):
-            run.save_last(state(step))
+            run.save(plain.a_checkpoint(step, step))
         run.lock.close()
 
         def child(folder=folder, kill_at=kill_at):
@@ -145,16 +142,16 @@ def test_f1_a_kill_before_any_system_call_of_a_save(tmp_path):
 
             for owner, name in calls:
                 setattr(owner, name, counted(getattr(owner, name)))
-            run.save_last(state(3))
+            run.save(plain.a_checkpoint(3, 3))
 
         code = ended(fork(child, tmp_path / "log"))
         last, previous = (checkpoint.load(folder / name) for name in ("last.pt", "last.prev.pt"))
         for loaded in (last, previous):
-            assert (loaded["weights"] == loaded["step"]).all()
-        assert previous["step"] <= last["step"] <= 3 and last["step"] >= 2
+            assert (loaded["model"]["weights"] == loaded["epoch"]).all()
+        assert previous["epoch"] <= last["epoch"] <= 3 and last["epoch"] >= 2
         survived += code == 0
         if code == 0:
-            assert last["step"] == 3
+            assert last["epoch"] == 3
             break
         assert code == -signal.SIGKILL
     assert survived and kill_at > 6  # there were as many moments
@@ -231,7 +228,7 @@ def test_f11_a_full_disk_costs_warnings_and_code_5_but_no_checkpoint(scenes, who
     out = tmp_path / "run"
     code, text = trained(
         scenes, out,
-        plant=lambda: before(checkpoint.Run, "save_last", lambda: limited_disk(30_000), call=3),
+        plant=lambda: before(checkpoint.Run, "save", lambda: limited_disk(30_000), call=3),
     )  # fmt: skip
     assert code == 5 and text.count("warning") >= 2 and "make room" in text
     assert checkpoint.load(out / "last.pt")["epoch"] == 1

@@ -1,0 +1,236 @@
+"""What a file from elsewhere may hold: looked at before it is read, and before it is used.
+
+A right hash proves that a file is whole, and not that it is friendly. Reading runs no code, but a
+tensor may still claim a shape that its optimizer writes to, and a text stand where a number should.
+So plain values are compared with a table of rules, and tensors with those of the network and the
+optimizer that are to take them:
+
+    fault({"epoch": 3, "threshold": 2.0}, {"epoch": whole(0, 9), "threshold": FRACTION})
+    -> "threshold: 2.0, must be a number from 0 to 1"
+
+`fault` and its like return the first fault in words that begin with its key, or None.
+"""
+
+import os
+import re
+import stat
+import unicodedata
+import warnings
+import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+DTYPES = {
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+}  # fmt: skip
+HUGE = 1e30  # in no tensor of a training is a number beyond it, squares of gradients included
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def open_file(path):
+    """Opens a file for reading bytes; a pipe, of which nobody may write the other end, is an
+    OSError."""
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise OSError(None, "is a pipe or a device, not a file", str(path))
+    return open(path, "rb")
+
+
+def read_tensors(file, size):
+    """What an open file of torch.save holds: tensors on the CPU and plain values; no code runs.
+
+    size    bytes of the file, above which its parts are not unpacked: torch packs nothing
+    raises  ValueError with a reason in one line
+    """
+    try:
+        if zipfile.is_zipfile(file):
+            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+            if unpacked > size:
+                raise ValueError(f"{size:,} bytes that unpack to {unpacked:,}")
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged and hostile files parsers raise anything
+        raise ValueError(reason(error)) from error
+
+
+def reason(error) -> str:
+    """Why a file cannot be read, in one line: without the advice of torch's to run its code."""
+    if called := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it would call {called[1]}, and weights are read as tensors only"
+    text = str(error).partition("Weights only load failed")[0] or "holds more than tensors"
+    return visible(f"{type(error).__name__} {' '.join(text.partition('. ')[0].split())}"[:160])
+
+
+def visible(text) -> str:
+    """With escapes for control characters, by which a text could move the cursor."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+# ----------------------------------------------------------------------------------- plain values
+
+
+class Rule(NamedTuple):
+    """What a value must be."""
+
+    words: str
+    holds: Callable  # value -> bool
+    optional: bool = False  # whether its key may be missing
+
+
+def number(least, most) -> Rule:  # NaN is none
+    words = f"a number from {least:g} to {most:g}"
+    return Rule(words, lambda value: type(value) in (int, float) and least <= value <= most)
+
+
+def whole(least, most) -> Rule:
+    words = f"a whole number from {least:g} to {most:g}"
+    return Rule(words, lambda value: type(value) is int and least <= value <= most)
+
+
+def one_of(*choices) -> Rule:
+    words = " or ".join(map(repr, choices))
+    return Rule(words, lambda value: type(value) in (str, type(None)) and value in choices)
+
+
+def several(length, rule) -> Rule:
+    def holds(values):
+        is_list = type(values) in (list, tuple) and len(values) == length
+        return is_list and all(rule.holds(value) for value in values)
+
+    return Rule(f"a list of {length}, each {rule.words}", holds)
+
+
+def _is_plain(value):
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _are_flags(value):
+    """Whether these are the flags of a run, as its args hold them."""
+    return isinstance(value, dict) and all(
+        type(name) is str and (_is_plain(v) or (type(v) is list and all(map(_is_plain, v))))
+        for name, v in value.items()
+    )
+
+
+def _are_names(value):
+    are_texts = type(value) is list and all(type(name) is str and name for name in value)
+    return are_texts and len(set(value)) == len(value) > 0
+
+
+TEXT = Rule("a text", lambda value: type(value) is str)
+FRACTION = number(0, 1)
+NAMES = Rule("a list of different texts", _are_names)
+ARGS = Rule("texts, each with a plain value or a list of them", _are_flags)
+
+
+def fault(value, rule, key="") -> str | None:
+    """What does not hold of a value: rule is a Rule, or a dict with one for each key."""
+    if isinstance(rule, Rule):
+        return None if rule.holds(value) else f"{key}: {_shown(value)}, must be {rule.words}"
+
+    required = [name for name, part in rule.items() if not getattr(part, "optional", False)]
+    if wrong := keys_fault(value, required, rule, key):
+        return wrong
+    parts = (fault(value[name], rule[name], _below(key, name)) for name in value)
+    return next(filter(None, parts), None)
+
+
+def keys_fault(value, required, allowed, key) -> str | None:
+    """What does not hold of the keys of a dict."""
+    if not isinstance(value, dict):
+        return f"{key or 'all of it'}: {_shown(value)}, must be a dict"
+    for name in required:
+        if name not in value:
+            return f"{_below(key, name)}: is missing"
+    for name in value:
+        if name not in allowed:
+            return f"{_below(key, _shown(name))}: is unexpected"
+    return None
+
+
+def _below(key, name) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _shown(value) -> str:
+    """A value in a few words; of a long or compound one, its type."""
+    is_short = type(value) is not int or value.bit_length() < 100
+    if _is_plain(value) and is_short:
+        text = str(value)
+        return visible(text if len(text) <= 40 else f"{text[:40]}…")
+    return f"of type {type(value).__name__}"
+
+
+# --------------------------------------------------------------------------------------- tensors
+
+
+def tensor_fault(value, key="") -> str | None:
+    """Why a value is no tensor that can be copied: (…) numbers, each in a place of its own."""
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return f"{key}: {_shown(value)}, must be a tensor"
+    is_plain = value.layout is torch.strided and not value.is_nested
+    if not is_plain or value.device.type != "cpu" or value.dtype not in DTYPES:
+        kind = "nested" if value.is_nested else f"{value.layout}, {value.dtype}, {value.device}"
+        return f"{key}: is no plain tensor of numbers ({kind})"
+    if value.ndim > 8:
+        return f"{key}: has {value.ndim} dimensions"
+
+    # Many elements in one place take no room in a file, and all that there is in memory.
+    if value.numel():
+        span = 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+        if span < value.numel():
+            return f"{key}: {tuple(value.shape)} elements overlap in memory"
+    return None
+
+
+def tree_fault(given, own, key) -> str | None:
+    """What differs between two trees of dicts, tensors and numbers: their keys, shapes and types.
+
+    A number in `given` that is not finite, or beyond HUGE, or below 0 where it counts something, is
+    a fault too.
+    """
+    if isinstance(own, dict):
+        if wrong := keys_fault(given, own, own, key):
+            return wrong
+        parts = (tree_fault(given[name], own[name], _below(key, name)) for name in own)
+        return next(filter(None, parts), None)
+
+    if not isinstance(own, torch.Tensor):
+        rule = whole(0, HUGE) if type(own) is int else number(0, HUGE)
+        return fault(given, rule, key)
+    if wrong := tensor_fault(given, key):
+        return wrong
+    if given.shape != own.shape or given.dtype != own.dtype:
+        has, needs = (f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in (given, own))
+        return f"{key}: {has}, must be {needs}"
+    return range_fault(given, key)
+
+
+def range_fault(tensor, key) -> str | None:
+    """What is wrong with the numbers in a tensor: whole ones are counts."""
+    if not tensor.numel():
+        return None
+    least, most = (limit.item() for limit in tensor.aminmax())
+    lowest = -HUGE if tensor.is_floating_point() else 0
+    if lowest <= least and most <= HUGE:
+        return None
+    return f"{key}: numbers from {least:g} to {most:g}, must be from {lowest:g} to {HUGE:g}"
+
+
+@torch.no_grad()
+def copy_into(own, given):
+    """Copies the tensors of a tree without fault into those of `own`, whose places stay theirs."""
+    for name, value in own.items():
+        if isinstance(value, dict):
+            copy_into(value, given[name])
+        else:
+            value.copy_(given[name])
