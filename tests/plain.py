@@ -190,8 +190,9 @@ class Training:
         return self.average or {k: v.detach() for k, v in self.weights.items()}
 
 
-def a_checkpoint(value=1.0, epoch=1, **args) -> dict:
-    """A small state that checkpoint.load takes, with a tensor full of `value` among its weights."""
+def a_checkpoint(value=1.0, epoch=1, best=0, **args) -> dict:
+    """A small state that checkpoint.Run.save takes, with a tensor full of `value` in its weights;
+    best is the best epoch so far."""
     model = {"head.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
     model["weights"] = torch.full((50, 50), float(value))
     config = {"arch": "tiny", "num_classes": 2, "head": "linear", "dropout": 0.5}
@@ -202,6 +203,6 @@ def a_checkpoint(value=1.0, epoch=1, **args) -> dict:
         "config": config, "input_config": inputs, "class_names": ["cat", "dog"], "args": args,
         "frequency": torch.tensor([0.5, 0.5]), "frames": {"train": "", "val": ""},
         "trained_on": torch.zeros(0, dtype=torch.int64), "epoch": epoch, "threshold": 0.5,
-        "best": {"f1": 0.0, "epoch": 0}, "best_sha256": None, "model": model, "average": None,
+        "best": {"f1": 0.0, "epoch": best}, "best_sha256": None, "model": model, "average": None,
         "averaged": 0, "optimizer": {}, "scaler": {},
     }  # fmt: skip

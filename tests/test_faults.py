@@ -5,6 +5,7 @@ child: the program has no hooks for tests.
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -117,16 +118,21 @@ def whole(scenes, tmp_path_factory):
 # ------------------------------------------------------------------- F1, F2: killed and restarted
 
 
-def test_f1_a_kill_before_any_system_call_of_a_save(tmp_path):
-    """os.link, fsync, replace, unlink and the write itself, one after the other."""
+@pytest.mark.parametrize("is_best", [False, True])
+def test_f1_a_kill_before_any_system_call_of_a_save(tmp_path, is_best):
+    """os.link, fsync, replace, unlink and the write itself, one after the other. Whatever is left,
+    best.pt is the one that last.pt names once the run is opened."""
     calls = [(os, "fsync"), (os, "replace"), (os, "link"), (Path, "unlink"), (os, "open")]
 
-    survived = 0
+    def save(run, step):
+        best = step if is_best else 1
+        run.save(plain.a_checkpoint(step, step, best), best == step)
+
     for kill_at in range(1, 40):
         folder = tmp_path / str(kill_at)
         run = checkpoint.Run(folder, False)
-        for step in (1, 2):
-            run.save(plain.a_checkpoint(step, step))
+        save(run, 1)
+        save(run, 2)
         run.lock.close()
 
         def child(folder=folder, kill_at=kill_at):
@@ -142,19 +148,21 @@ def test_f1_a_kill_before_any_system_call_of_a_save(tmp_path):
 
             for owner, name in calls:
                 setattr(owner, name, counted(getattr(owner, name)))
-            run.save(plain.a_checkpoint(3, 3))
+            save(run, 3)
 
         code = ended(fork(child, tmp_path / "log"))
         last, previous = (checkpoint.load(folder / name) for name in ("last.pt", "last.prev.pt"))
-        for loaded in (last, previous):
+        for loaded in (last, previous, checkpoint.load(folder / "best.pt")):
             assert (loaded["model"]["weights"] == loaded["epoch"]).all()
         assert previous["epoch"] <= last["epoch"] <= 3 and last["epoch"] >= 2
-        survived += code == 0
+        saved = checkpoint.Run(folder, "same").saved
+        best = checkpoint.load(folder / "best.pt")
+        assert best["epoch"] == saved["best"]["epoch"] == (last["epoch"] if is_best else 1)
         if code == 0:
             assert last["epoch"] == 3
             break
         assert code == -signal.SIGKILL
-    assert survived and kill_at > 6  # there were as many moments
+    assert code == 0 and kill_at > (12 if is_best else 6)  # there were as many moments
 
 
 @pytest.mark.parametrize("kills, flags", [
@@ -235,6 +243,109 @@ def test_f11_a_full_disk_costs_warnings_and_code_5_but_no_checkpoint(scenes, who
     assert checkpoint.load(out / "best.pt")["epoch"] >= 1 and not list(out.glob(".*.tmp"))
     assert trained(scenes, out, "--resume")[0] == 0
     assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+
+
+def scored(*f1):
+    """The epochs of a training have these F1, whatever the network says."""
+    real, left = evaluate.score, list(f1)
+
+    def score(*args, **options):
+        report = real(*args, **options)
+        if left and len(args) == 4:  # those of train.py, after an epoch
+            report["samples"]["f1"] = left.pop(0)
+        return report
+
+    evaluate.score = score
+
+
+def no_room_for(name, calls):
+    """The disk is full for this file in these writes, counted from 1, and has room for others."""
+    real, count = checkpoint.write, itertools.count(1)
+
+    def write(path, parts):
+        if Path(path).name == name and next(count) in calls:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, parts)
+
+    checkpoint.write = write
+
+
+def history(out):
+    """The epoch of last.pt, its best one, that of best.pt, and whether they are of one history."""
+    last, best = (checkpoint.load(out / name) for name in ("last.pt", "best.pt"))
+    belong = last["best_sha256"] == checkpoint.sha256_in(out / "best.pt")
+    return last["epoch"], last["best"]["epoch"], best["epoch"], belong
+
+
+def test_f11_a_best_epoch_without_room_is_written_as_soon_as_there_is_some(scenes, tmp_path):
+    """best.pt of epoch 2 finds no room, and last.pt would: neither is written, both after epoch 3.
+    """
+    def plant():
+        scored(0.1, 0.9, 0.2)
+        no_room_for("best.pt", {2})
+
+    out = tmp_path / "run"
+    code, text = trained(scenes, out, plant=plant)
+    assert code == 0 and text.count("warning: ") == 1 and "No space left" in text
+    assert history(out) == (3, 2, 2, True)
+    assert "epoch 2, the best, on 9" in text
+
+
+def test_f11_a_best_epoch_that_never_finds_room_is_redone(scenes, tmp_path):
+    """Then the run ends with code 5, and a resume does what it has not kept."""
+    out = tmp_path / "run"
+    plants = [lambda: no_room_for("best.pt", {2, 3}), lambda: no_room_for("last.pt", {3, 4})]
+    for name, plant in zip(("best", "last"), plants, strict=True):
+        out = tmp_path / name
+        code, text = trained(scenes, out, plant=lambda p=plant: (scored(0.1, 0.9, 0.2), p()))
+        assert code == 5 and "make room" in text
+        assert checkpoint.load(out / "last.pt")["epoch"] == 1
+        code, text = trained(scenes, out, "--resume", plant=lambda: scored(0.9, 0.2))
+        assert code == 0 and "epoch 2, the best, on 9" in text
+        assert ("restored" in text) == (name == "last")
+        assert history(out) == (3, 2, 2, True)
+    best = [weights(tmp_path / name / "best.pt") for name in ("best", "last")]
+    assert same(*best)
+
+
+def test_f2_an_override_reports_no_epoch_of_an_abandoned_history(scenes, tmp_path):
+    """Killed after best.pt of epoch 2 and before last.pt; epoch 2 is another one then, and worse.
+    """
+    out = tmp_path / "run"
+
+    def plant():
+        scored(0.1, 0.9)
+        before(checkpoint, "save", lambda: kill_self(signal.SIGKILL), call=3)
+
+    assert trained(scenes, out, plant=plant)[0] == -signal.SIGKILL
+    assert checkpoint.load(out / "best.pt")["epoch"] == 2
+    flags = ["--resume", "override", "--lr", "0.01"]
+    code, text = trained(scenes, out, *flags, plant=lambda: scored(0.05, 0.02))
+    assert code == 0 and "restored, as last.pt names it" in text
+    assert history(out) == (3, 1, 1, True)
+    assert "epoch 1, the best, on 9" in text
+
+
+def test_f6_the_last_pt_before_has_its_best_too(scenes, tmp_path):
+    """What a message on a damaged last.pt offers, after a best epoch."""
+    out = tmp_path / "run"
+    trained(scenes, out, plant=lambda: scored(0.1, 0.2, 0.9))
+    shutil.copy(out / "last.prev.pt", out / "last.pt")
+    code, text = trained(scenes, out, "--resume", plant=lambda: scored(0.05))
+    assert code == 0 and "epoch 2, the best, on 9" in text
+    assert history(out) == (3, 2, 2, True)
+
+
+def test_f2_a_lost_best_is_said_before_an_epoch_is_made(scenes, tmp_path):
+    out = tmp_path / "run"
+    trained(scenes, out, "--epochs", "1", plant=lambda: scored(0.9))
+    (out / "best.pt").unlink()
+    code, text = trained(scenes, out, "--resume")
+    assert code == 3 and "best.pt: is not the one of epoch 1" in text and text.count("\n") == 1
+    flags = ["--resume", "override", "--epochs", "2"]
+    code, text = trained(scenes, out, *flags, plant=lambda: scored(0.1))
+    assert code == 0 and "best epoch is looked for anew" in text
+    assert history(out) == (2, 2, 2, True)
 
 
 def test_f12_a_log_that_cannot_be_written_changes_nothing_else(scenes, whole, tmp_path):
