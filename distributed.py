@@ -13,11 +13,13 @@ import re
 import signal
 import sys
 import warnings
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from schema import visible
 
 
 class Interrupted(KeyboardInterrupt):
@@ -68,7 +70,8 @@ class World:
         if not self.polled:
             raise Interrupted(number)
         if self.rank == 0:  # past Python's buffers, which the signal may have interrupted
-            os.write(2, b"\nstopping after this step\n")
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this step\n")
 
     def poll(self, due=False) -> bool:
         """Whether something is due on any rank; raises Interrupted if any rank got a signal."""
@@ -77,6 +80,17 @@ class World:
         if number:
             raise Interrupted(number)
         return bool(due)
+
+    def act_at_once(self):
+        """Nothing is left that all ranks do together: from here on a signal ends rank 0 where it
+        is, and the others, which wait for it, as soon as they leave."""
+        self.poll()
+        self.polled = self.rank > 0
+        self.heed()
+
+    def heed(self):
+        if self.signal:
+            raise Interrupted(self.signal)
 
     def reduce(self, tensor, how="sum"):
         """`tensor` in place, its sum or maximum over the ranks."""
@@ -184,8 +198,54 @@ def launch(program, work, args, smaller, last=None) -> int:
     smaller  flags that need less memory, for the line on a lack of it
     last     Path of the checkpoint that a stopped run continues from; None: nothing is kept
     """
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it was closed, as by >&-
-    sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    # A stream is None where it was closed, as by >&-.
+    out, err = (Outlet(s or open(os.devnull, "w")) for s in (sys.stdout, sys.stderr))  # noqa: SIM115
+    out.reconfigure(line_buffering=True, errors="replace")
+    with redirect_stdout(out), redirect_stderr(err):
+        code = start(program, work, args, smaller, last)
+
+        # What was lost is said where it still can be, once all else is done.
+        for outlet, name in (out, "standard output"), (err, "standard error"):
+            if outlet.error:
+                code = code or 5
+                line = f"{name}: {outlet.error.strerror} – lines of it are lost, all else is whole"
+                print(f"{program}: {line}", file=err if outlet is out else out)
+                outlet.close_quietly()
+    return code
+
+
+class Outlet:
+    """A text stream, but that what cannot be written, to a full disk or a closed pipe, is lost: a
+    training is worth more than a line on it. error is the last OSError, or None."""
+
+    def __init__(self, stream):
+        self.stream, self.error = stream, None
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self.error = error
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self.error = error
+
+    def close_quietly(self):
+        """What the stream still holds goes nowhere: Python's exit would fail to write it."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+
+
+def start(program, work, args, smaller, last) -> int:
+    """As `launch`, whatever becomes of the lines that are printed."""
     if ":" in args.device:
         torch.cuda.set_device(args.device)
 
@@ -205,6 +265,7 @@ def launch(program, work, args, smaller, last=None) -> int:
     code = 1
     try:
         work(args, world)
+        world.heed()
         code = 0
     except Interrupted as error:
         code = 128 + error.args[0]
@@ -217,12 +278,15 @@ def launch(program, work, args, smaller, last=None) -> int:
             raise
         fail(program, code, line)
     finally:
+        world.polled = True  # what is left cannot be interrupted
         world.leave(code)
     return code
 
 
 def fail(program, code, line) -> int:
-    print(f"{program}: {line}", file=sys.stderr)
+    """Prints the line, or lines, without what else a file or a server may have put into them."""
+    lines = "\n".join(map(visible, line.split("\n")))
+    print(f"{program}: {lines}", file=sys.stderr)
     return code
 
 

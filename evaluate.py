@@ -379,6 +379,7 @@ def evaluate(args, world):
         scores.append(predict(member.net, dataset, member.transform, args, world))
         if not scores[-1].isfinite().all():
             raise checkpoint.CheckpointError(f"{path}: its scores are not finite – use another")
+    world.act_at_once()
     if world.rank:
         return
 

@@ -724,6 +724,7 @@ def report_best(run, trainer, validation):
     state = world.first(run and checkpoint.load(run.folder / "best.pt"))
     best = evaluate.Predictor(state, args.device)
     probabilities = evaluate.predict(best.net, validation, best.transform, args, world)
+    world.act_at_once()
     if not run:
         return
 

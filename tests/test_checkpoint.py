@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import checkpoint
+import pictures
 from tests.plain import a_checkpoint as state
 
 
@@ -274,6 +275,30 @@ def test_log_has_each_epoch_once(tmp_path):
         run.log({"epoch": epoch, "leg": 2})
     rows = checkpoint.read_log(tmp_path / "log.jsonl")
     assert [(row["epoch"], row["leg"]) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+FOREIGN = [
+    b"\xff\xfe\x00", b"caf\xe9", b"not json", b"[1, 2]", b"3", b'"text"', b"null", b"{}",
+    b'{"epoch": "1"}', b'{"epoch": true}', b'{"epoch": -1}', b'{"epoch": 1e99}',
+    b'{"epoch": 1, "loss": "low"}', b'{"epoch": 1, "loss": [1]}', b"[" * 100_000, b"9" * 5000,
+    b'{"epoch": 2, "loss": ' + b"9" * 400 + b"}", b"\0\0\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
+def test_what_is_no_line_of_an_epoch_stays_in_the_log(tmp_path, line):
+    """It is in nobody's way: neither a save's, nor that of the curves."""
+    run = checkpoint.Run(tmp_path, False)
+    run.log({"epoch": 1, "loss": 0.5})
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(line + b"\n" + file.read_bytes() + b'{"epoch": 2, "lo')  # a kill cut it short
+    run.log({"epoch": 2, "loss": 0.25})
+    run.log({"epoch": 2, "loss": None})
+    rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": None}]
+    assert checkpoint.read_log(file) == rows
+    assert file.read_bytes().split(b"\n")[0] == line
+    pytest.importorskip("matplotlib")
+    pictures.draw_curves(checkpoint.read_log(file), tmp_path / "curves.png")
 
 
 def test_other_flags_are_listed(tmp_path):

@@ -32,6 +32,7 @@ import distributed
 import evaluate
 import metrics
 import model
+import pictures
 import progress
 import train
 from tests import bench_step, plain
@@ -356,6 +357,51 @@ def test_f12_a_log_that_cannot_be_written_changes_nothing_else(scenes, whole, tm
     assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
 
 
+STREAMS = {"full": ("full", "log"), "closed": ("closed", "log"), "both": ("full", "closed")}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", STREAMS)
+def test_f12_lines_that_cannot_be_written_are_told_at_the_end(scenes, whole, tmp_path, name):
+    """Standard output and standard error on a full disk, or a pipe that nobody reads."""
+    def stream(kind, log):
+        if kind == "full":
+            return open("/dev/full", "w", buffering=1)
+        if kind == "log":
+            return log
+        read, write = os.pipe()
+        os.close(read)
+        return open(write, "w", buffering=1)
+
+    def plant():
+        sys.stdout, sys.stderr = (stream(kind, sys.stdout) for kind in STREAMS[name])
+
+    out = tmp_path / "run"
+    code, text = trained(scenes, out, plant=plant)
+    assert code == 5
+    assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+    assert same(weights(whole / "best.pt"), weights(out / "best.pt"))
+    assert (out / "report.csv").read_text() == (whole / "report.csv").read_text()
+    said = {
+        "full": "train.py: standard output: No space left on device – ",
+        "closed": "train.py: standard output: Broken pipe – ", "both": "",
+    }  # fmt: skip
+    assert text.startswith(said[name]) and text.count("\n") == (name != "both"), text
+
+
+def test_f12_a_reader_that_leaves_does_not_end_the_run(scenes, whole, tmp_path):
+    """train.py | head -1, whose own exit writes to the pipe too."""
+    command = [sys.executable, ROOT / "train.py", *FLAGS, "--data", scenes, "--out", tmp_path / "r"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(60) == 5
+    assert errors.startswith("train.py: standard output: Broken pipe") and errors.count("\n") == 1
+    assert same(weights(whole / "last.pt"), weights(tmp_path / "r/last.pt"))
+
+
 MOMENTS = {
     "checking the data": (data, "describe", 1),
     "building the net": (model, "create_model", 1),
@@ -363,6 +409,8 @@ MOMENTS = {
     "evaluation": (evaluate, "predict", 1),
     "saving": (checkpoint, "save", 3),
     "last evaluation": (evaluate, "predict", 4),
+    "the report": (metrics, "write_report_csv", 1),
+    "charts": (pictures, "draw_classes", 1),
 }
 
 
@@ -376,6 +424,23 @@ def test_f15_a_signal_at_any_moment_ends_with_its_code(scenes, whole, tmp_path, 
         assert "--resume continues" in text
     assert trained(scenes, out, "--resume")[0] == 0
     assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", [
+    (evaluate, "open_members"), (evaluate, "predict"), (metrics, "write_predictions"),
+    (pictures, "write_page"), (pictures, "draw_classes"),
+], ids=lambda moment: moment[1])  # fmt: skip
+def test_f15_a_signal_at_any_moment_ends_an_evaluation(scenes, whole, tmp_path, moment, number):
+    def child():
+        before(*moment, lambda: kill_self(number))
+        return evaluate.main([str(whole / "best.pt"), "--data", str(scenes), "--workers", "0",
+                              "--out", str(tmp_path / "out")])  # fmt: skip
+
+    assert ended(fork(child, tmp_path / "log")) == 128 + number
+    text = (tmp_path / "log").read_text()
+    last = f"evaluate.py: {number.name}"
+    assert text.splitlines()[-1] == last and "Traceback" not in text, text
 
 
 def test_f15_a_signal_while_an_image_is_decoded_is_not_taken_for_a_bad_image(scenes, tmp_path):

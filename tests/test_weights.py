@@ -14,13 +14,16 @@ import pathlib
 import pickle
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 import types
+import unicodedata
 
 import numpy as np
 import pytest
@@ -973,6 +976,50 @@ def test_an_interrupted_download_leaves_nothing(server, published, cache, monkey
     with pytest.raises(KeyboardInterrupt):
         create_model("tiny", 5, weights="best")
     assert os.listdir(cache) == []
+
+
+def test_what_a_killed_download_has_left_is_removed(server, published, cache, monkeypatch, capsys):
+    """The next time that these weights are asked for, where nothing was written to it meanwhile."""
+    (url, pages, _), (content, sha256) = server, published
+    pages["/tiny.pth"] = (200, content, len(content))
+    publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
+    process = os.fork()
+    if process == 0:
+        monkeypatch.setattr(shutil, "move", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        create_model("tiny", 5, weights="best")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    (left,) = cache.iterdir()
+    assert re.fullmatch(r"tiny\.pth\.\w+\.partial", left.name)
+
+    create_model("tiny", 5, weights="best")
+    assert {file.name for file in cache.iterdir()} == {"tiny.pth", left.name}  # it may live
+    os.utime(left, (time.time() - 61,) * 2)
+    (cache / "other.pth.1.partial").touch()
+    os.utime(cache / "other.pth.1.partial", (0, 0))
+    create_model("tiny", 5, weights="best")
+    assert {file.name for file in cache.iterdir()} == {"tiny.pth", "other.pth.1.partial"}
+    assert f"removed {left}: a download that was cut short" in capsys.readouterr().out
+
+
+def test_a_servers_control_characters_are_escaped(cache, monkeypatch):
+    """They could clear the screen, or end the line and begin one of ours."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.0 503 \x1b[2J\x07gone\x9b1A\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/tiny.pth"
+        publish(monkeypatch, "tiny", "best", url, "0" * 64)
+        said = refused(create_model, "tiny", 5, weights="best", says="503")
+        thread.join()
+    assert "\\x1b[2J\\x07gone\\x9b1A" in said
+    assert not [c for c in said if unicodedata.category(c) == "Cc"]
 
 
 def test_a_full_disk_is_no_fault_of_the_weights(server, published, cache, monkeypatch):
