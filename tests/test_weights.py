@@ -1016,7 +1016,7 @@ def test_a_servers_control_characters_are_escaped(cache, monkeypatch):
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/tiny.pth"
         publish(monkeypatch, "tiny", "best", url, "0" * 64)
-        said = refused(create_model, "tiny", 5, weights="best", says="503")
+        said = refused(create_model, "tiny", 5, "mish", "best", says="503")
         thread.join()
     assert "\\x1b[2J\\x07gone\\x9b1A" in said
     assert not [c for c in said if unicodedata.category(c) == "Cc"]
