@@ -17,6 +17,7 @@ import ctypes
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -36,7 +37,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import layouts
-from decoding import decode, opened, reduced_size, upright_size
+from decoding import MAX_PIXELS, decode, opened, reduced_size, upright_size
 from layouts import DataError, did_you_mean, some
 
 ACTORS = ("adult", "baby", "ball", "bird", "car", "cat", "dog")  # tens of an id, from 1
@@ -88,22 +89,50 @@ def _classes() -> tuple[np.ndarray, np.ndarray]:
     return of_id, of_colour
 
 
+def _matrix(path):
+    """What h5py shows of reS_id in an annotation of A2D, read or not: (W, H), as MATLAB stores
+    columns first."""
+    try:
+        import h5py
+    except ImportError:
+        raise DataError(f"{path}: .mat label maps need h5py – pip install h5py") from None
+    return h5py.File(path)["reS_id"]
+
+
+def label_map_size(path) -> tuple[int, int]:
+    """(height, width) of an A2D annotation, by its header: few bytes can claim to be any size."""
+    if not str(path).endswith(".mat"):
+        with opened(path) as image:
+            return upright_size(image)[::-1]
+    try:
+        matrix = _matrix(path)
+        with matrix.file:
+            width, height = matrix.shape
+            # A part is unpacked as a whole, even if the matrix is smaller.
+            if matrix.dtype.kind not in "iuf" or math.prod(matrix.chunks or ()) > MAX_PIXELS:
+                raise ValueError(f"{matrix.dtype} in parts of {matrix.chunks}")
+            return height, width
+    except DataError:
+        raise
+    except Exception as error:  # h5py raises nearly every type on what is no matrix
+        raise DataError(f"{path}: no reS_id can be read ({error}) – replace it") from None
+
+
 def read_label_map(path) -> tuple[np.ndarray, int]:
     """A2D annotation (`col` PNG or `mat` HDF5) -> (H, W) uint8 class index, 255 = none.
 
     Also returns how many pixels carry an id or a colour that is neither background nor one of the
-    43: they become 255. MATLAB stores `reS_id` column first, so h5py shows it transposed.
+    43: they become 255.
     """
     if str(path).endswith(".mat"):
         try:
-            import h5py
-        except ImportError:
-            raise DataError(f"{path}: .mat label maps need h5py – pip install h5py") from None
-        try:
-            with h5py.File(path) as file:
-                ids = np.asarray(file["reS_id"][()]).T  # (H, W) float64
+            matrix = _matrix(path)
+            with matrix.file:
+                ids = np.asarray(matrix[()]).T  # (H, W) float64
             whole = np.nan_to_num(ids, nan=NONE).clip(0, NONE).astype(np.uint8)
-        except Exception as error:  # h5py and numpy raise nearly every type on what is no matrix
+        except DataError:
+            raise
+        except Exception as error:  # likewise, and numpy
             raise DataError(f"{path}: no reS_id can be read ({error}) – replace it") from None
 
         # An id that is no whole number is as unknown as one outside the 43.
@@ -178,12 +207,13 @@ class Frames(Dataset):
         frame = frame.permute(2, 0, 1).contiguous()  # (3, H, W)
         if self.map_paths is None:
             return frame, None, None, 0
-        full_map, unknown = read_label_map(self.map_paths[i])
-        if reduced_size(full_map.shape, self.shorter) != frame.shape[1:]:
+        size = label_map_size(self.map_paths[i])
+        if reduced_size(size, self.shorter) != frame.shape[1:]:
             raise DataError(
-                f"{self.map_paths[i]}: label map {full_map.shape} for a frame of "
+                f"{self.map_paths[i]}: label map {size} for a frame of "
                 f"{tuple(frame.shape[1:])} (height, width) – extract the frames at their own size"
             )
+        full_map, unknown = read_label_map(self.map_paths[i])
         label_map = torch.from_numpy(nearest(full_map, frame.shape[1:]))
         return frame, label_map, full_map, unknown
 

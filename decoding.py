@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from PIL import Image, ImageOps
 
-from layouts import DataError, in_place_of_a_file
+from layouts import DataError, formats, in_place_of_a_file
 
 MAX_PIXELS = 50_000_000  # an image is refused from its header above this: 150 MB as uint8 RGB
+MAX_SIDE = 32_768  # likewise: the frames of a batch are padded to the longest of their sides
 ORIENTATION = 274  # the EXIF tag; above 4, width and height are exchanged
 
 
@@ -35,7 +36,7 @@ def opened(path, shorter=None):
     try:
         with warnings.catch_warnings():  # Pillow warns at half of what it refuses
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=formats())
         with image:
             reduced = reduced_size(image.size, shorter)
             if reduced != image.size:
@@ -58,6 +59,8 @@ def in_place_of_an_image(path) -> str:
     start = b""
     with suppress(OSError, TypeError), open(path, "rb") as file:
         start = file.read(64)
+    if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF", b"8BPS")):
+        return "a document, of PostScript, PDF or Photoshop – export it as PNG"
     if start[4:8] == b"ftyp":
         return "a HEIC photograph or a film, which Pillow does not read – convert it to JPEG"
     if instead := in_place_of_a_file(start):
@@ -77,6 +80,9 @@ def refuse_too_large(image, name):
         raise DataError(
             f"{name}: {width} x {height} pixels – scale it down to at most {MAX_PIXELS:,}"
         )
+    if max(width, height) > MAX_SIDE:
+        wrong = f"{width} x {height} pixels – cut it to at most {MAX_SIDE:,} a side"
+        raise DataError(f"{name}: {wrong}")
 
 
 def decode(path, shorter=None) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from schema import visible
+from schema import shown, visible
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,13 +35,12 @@ class World:
     ranks tell each other but gradients goes over gloo on the CPU, so that no GPU has to wait.
 
     rank, size  0 of 1 without torchrun; rank 0 alone prints, and has the run folder
-    raises      ValueError: some of torchrun's variables are set, not all; RuntimeError: no answer
+    raises      ValueError: torchrun's variables are not all there, or not what it sets;
+                RuntimeError: no answer
     """
 
     def __init__(self, cuda=False):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.local_rank, self.size = place()
         self.signal, self.polled = None, False
 
         if self.size > 1:
@@ -164,18 +163,43 @@ def end_workers():
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
+def place() -> tuple[int, int, int]:
+    """(rank, its number on this machine, number of ranks), by torchrun's variables or, without
+    them, 0, 0 of 1. raises  ValueError: they are not what torchrun sets"""
+    named = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    missing = [name for name, value in named.items() if value is None]
+    if len(missing) == 2:
+        return 0, 0, 1
+    if missing:
+        raise ValueError(f"{missing[0]} is not set, and {(named.keys() - missing).pop()} is")
+
+    named["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
+    for name, value in named.items():
+        if not re.fullmatch("[0-9]{1,6}", value):
+            raise ValueError(f"{name} {shown(value)}: must be a number")
+    rank, size, local_rank = map(int, named.values())
+    if not local_rank <= rank < size:
+        said = ", ".join(f"{name} {value}" for name, value in named.items())
+        raise ValueError(f"{said}: must be LOCAL_RANK <= RANK < WORLD_SIZE")
+    return rank, local_rank, size
+
+
 def choose_device(named=None) -> str:
     """`named`, or a GPU where there is one. Under torchrun each rank has the GPU of its number."""
-    device = named or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = named
+    if named is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and ranks() > 1:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
+        return f"cuda:{place()[1]}"
     return device
 
 
 def ranks() -> int:
     """The number of torchrun's processes; 1 where it makes no sense: World says what is wrong."""
-    named = os.environ.get("WORLD_SIZE", "1")
-    return int(named) if named.isdecimal() else 1
+    try:
+        return place()[2]
+    except ValueError:
+        return 1
 
 
 def device_rules(device):
@@ -252,7 +276,7 @@ def start(program, work, args, smaller, last) -> int:
     try:
         world = World(args.device.startswith("cuda"))
     except ValueError as error:
-        return fail(program, 2, f"{error} – start with torchrun, or without WORLD_SIZE")
+        return fail(program, 2, f"{error} – start with torchrun, or without these variables")
     except RuntimeError as error:
         reason = str(error).partition(". ")[0]
         return fail(program, 5, f"the other processes cannot be reached: {reason}")

@@ -31,7 +31,7 @@ import distributed
 import metrics
 import model
 import pictures
-from flags import Parser, add_flags, given_flags, refuse_broken
+from flags import Parser, add_flags, given_flags, out_of_range, refuse_broken
 from layouts import default_split, did_you_mean
 from progress import clock, show_interval, show_line
 
@@ -287,13 +287,10 @@ def parse_args(argv=None):
     amp = "fp16" if device.startswith("cuda") else "off"
     args = argparse.Namespace(**{**DEFAULTS, "amp": amp, **given, "device": device})
 
-    rules = distributed.device_rules(device) + [
-        (args.batch_size < 1, "--batch-size: must be above 0"),
-        (args.workers < 0, "--workers: must be 0 or more"),
-        (args.min_labels < 0, "--min-labels: must be 0 or more"),
-        (not 0 <= given.get("threshold", 0) <= 1, "--threshold: must be in [0, 1]"),
+    rules = out_of_range(args) + distributed.device_rules(device) + [
         ("threshold" in given and args.blend == "fit", "--threshold: --blend fit finds one"),
-        (demo.is_drawn(args.data) and args.images, "--images: of a table of your own"),
+        (demo.is_drawn(args.data) and args.images is not None, "--images: of a table of your own"),
+        (args.out == "", "--out: names no folder"),
         (demo.is_drawn(args.data) and args.split == "test",
          "--split test: the drawn scenes have train and val"),
         (args.blend != "mean" and len(args.checkpoints) < 2, "--blend: of several checkpoints"),

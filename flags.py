@@ -17,6 +17,7 @@ import demo
 import distributed
 import layouts
 import model
+from schema import FRACTION, number, shown, whole
 
 # What the report trained with; flags override. It does not say for how many epochs: here 20 in the
 # cosine phase "to get near", a fifth, and 80 in the step phase, whose last milestone is 75.
@@ -52,6 +53,17 @@ DEMO_RECIPES = {
 }
 # A GPU has time for more and larger frames. To bring them there took an H200 44 % of each epoch.
 DEMO_ON_A_GPU = {"image_size": 224, "epochs": 20, "cache": "device"}
+
+# What a number may be: above, it takes time or memory without end, or is no finite float32.
+RANGES = {
+    "lr": number(1e-12, 1e3), "head_lr": number(1e-12, 1e3), "weight_decay": number(0, 1e3),
+    "warmup": number(0, 1e6), "clip_grad": number(0, 1e9), "pos_weight": number(0, 1e6),
+    "dropout": FRACTION, "threshold": FRACTION, "ema": number(0, 0.9999999),
+    "image_size": whole(32, 4096), "seed": whole(0, 2**62 - 1), "workers": whole(0, 512),
+    "epochs": whole(1, 10**6), "freeze_backbone": whole(0, 10**6), "milestones": whole(1, 10**6),
+    "batch_size": whole(1, 10**5), "accumulate": whole(1, 10**5), "t_max": whole(0, 10**9),
+    "min_labels": whole(0, 10**5),
+}  # fmt: skip
 
 # Flag, kind and help, by group. What is not given is the recipe's.
 FLAGS = {
@@ -168,6 +180,17 @@ def given_flags(parser, argv) -> dict:
     return {name: value for name, value in parsed.items() if value is not None}
 
 
+def out_of_range(args):
+    """[(whether it is broken, sentence)] for the numbers among the flags."""
+    found = []
+    for name, rule in RANGES.items():
+        value = vars(args).get(name)
+        for each in value if isinstance(value, list) else [value]:
+            sentence = f"--{name.replace('_', '-')} {shown(each)}: must be {rule.words}"
+            found.append((each is not None and not rule.holds(each), sentence))
+    return found
+
+
 def refuse_broken(parser, rules):
     """Ends with usage code 2 and all sentences of the (whether it is broken, sentence) in rules."""
     wrong = [sentence for broken, sentence in rules if broken]
@@ -253,28 +276,10 @@ def data_name(spec) -> str:
 
 def rules(args, given):
     """[(whether it is broken, sentence)] for the flags, some of which were given."""
-    bounds = [
-        ("lr head_lr epochs batch_size accumulate", lambda v: v > 0, "above 0"),
-        ("image_size", lambda v: v >= 32, "32 or more"),
-        ("weight_decay t_max warmup freeze_backbone clip_grad pos_weight workers",
-         lambda v: v >= 0, "0 or more"),
-        ("seed", lambda v: 0 <= v < 2**62, "in [0, 2^62)"),
-        ("milestones", lambda v: min(v) > 0, "epochs above 0"),
-        ("dropout", lambda v: 0 <= v <= 1, "in [0, 1]"),
-        ("ema", lambda v: 0 <= v < 1, "in [0, 1)"),
-    ]  # fmt: skip
-
-    found = []
-    for names, holds, bound in bounds:
-        for name in names.split():
-            value = vars(args)[name]
-            sentence = f"--{name.replace('_', '-')} {value}: must be {bound}"
-            found.append((not holds(value), sentence))
-
     # What belongs together, and what excludes each other.
     report_ops = args.without or args.extra or args.labels != "visible"
     on_gpus = args.device.startswith("cuda") and args.ranks > 1
-    return found + distributed.device_rules(args.device) + [
+    return out_of_range(args) + distributed.device_rules(args.device) + [
         (args.head == "linear" and args.dropout != 0.5, "--dropout belongs to --head mish"),
         (args.augment != "report" and report_ops,
          "--without, --with, --labels need --augment report"),
@@ -284,7 +289,7 @@ def rules(args, given):
         (args.sync_bn and not on_gpus, "--sync-bn: for torchrun on GPUs"),
         (args.cache == "device" and args.workers, "--workers: --cache device decodes in no other"),
         (args.dry_run and args.resume, "--dry-run and --resume: choose one"),
-        (demo.is_drawn(args.data) and (args.val or args.images),
+        (demo.is_drawn(args.data) and (args.val is not None or args.images is not None),
          "--val, --images: of frames of your own, which --data names"),
         (not args.out, "--out: names no folder"),
     ]  # fmt: skip

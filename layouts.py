@@ -29,6 +29,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from schema import open_file
+
 TABLES = (".csv", ".tsv")
 COLUMN_SEPARATORS = ",;\t"
 LABEL_SEPARATORS = "|;,"
@@ -49,8 +51,12 @@ NO_LABEL = (  # as programs write a missing value
     "", "nan", "NaN", "None", "null", "NULL", "<NA>", "NA", "N/A", "#N/A"
 )  # fmt: skip
 QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
-# Pillow opens these too: documents, films and fields of numbers, of which it shows a page or none.
-NO_PICTURES = {"BUFR", "EPS", "FITS", "FLI", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+# Pillow opens more: documents, films and fields of numbers, of which it shows a page or none, and
+# for PostScript, whatever its file is called, it starts another program.
+PICTURES = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "MPO", "DIB", "ICO",
+    "PCX", "QOI", "SGI", "TGA",
+)  # fmt: skip
 MAX_LISTED = 50  # problems printed one by one; the rest are counted
 
 
@@ -135,7 +141,7 @@ def read_text(file) -> str:
     raises  DataError: it cannot be read, is in another encoding, or holds control characters
     """
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             start = opened.read(2)
         if start == b"PK":
             raise DataError(f"{file}: a workbook or an archive, no text – save it as .csv")
@@ -214,9 +220,9 @@ def _a2d_list(root, split):
     """[(where, "<video>/<frame>")] of one split, and the problems of the list itself."""
     # The course's lists, where there are any.
     file = root / "list" / f"{split}.txt"
-    if os.path.exists(file):
+    if os.path.lexists(file):
         return read_lines(file), []
-    if os.path.exists(root / "list"):  # the official split would be another set of frames
+    if os.path.lexists(root / "list"):  # the official split would be another set of frames
         raise DataError(f"{file}: cannot be found – restore it or drop list/ to split officially")
 
     # Else the official split: all annotated frames of the videos that the last column names.
@@ -301,7 +307,7 @@ def read_table(path, images=None, classes=None) -> Listing:
 def _classes_txt(folder, problems) -> list[str] | None:
     """The names in classes.txt of a folder, or None where there is no such file."""
     file = folder / "classes.txt"
-    if not os.path.exists(file):
+    if not os.path.lexists(file):
         return None
 
     places = {}
@@ -705,13 +711,17 @@ def _merge_rows(listing, one_label_each):
 
 
 @cache
+def formats() -> tuple[str, ...]:
+    """Those of PICTURES that this Pillow reads."""
+    Image.init()
+    return tuple(kind for kind in PICTURES if kind in Image.OPEN)
+
+
+@cache
 def extensions() -> set[str]:
-    """Those of the pictures that this Pillow reads, in small letters."""
-    return {
-        extension
-        for extension, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in NO_PICTURES
-    }
+    """Those of `formats`, in small letters."""
+    known = Image.registered_extensions().items()
+    return {extension for extension, kind in known if kind in formats()}
 
 
 def read_folder(path, classes=None) -> Listing:

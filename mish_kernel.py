@@ -1110,6 +1110,8 @@ def main(argv=None):
     parser.add_argument("--csv", default=os.devnull, help="add the rows to this file")
     parser.add_argument("--quick", action="store_true", help="eager and fused, main shapes only")
     args = parser.parse_args(argv)
+    if not args.csv:
+        parser.error("--csv names no file")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         if args.quick or args.csv != os.devnull:

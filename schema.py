@@ -92,7 +92,7 @@ def number(least, most) -> Rule:  # NaN is none
 
 
 def whole(least, most) -> Rule:
-    words = f"a whole number from {least:g} to {most:g}"
+    words = f"a whole number from {least:,} to {most:,}"
     return Rule(words, lambda value: type(value) is int and least <= value <= most)
 
 
@@ -135,7 +135,7 @@ ARGS = Rule("texts, each with a plain value or a list of them", _are_flags)
 def fault(value, rule, key="") -> str | None:
     """What does not hold of a value: rule is a Rule, or a dict with one for each key."""
     if isinstance(rule, Rule):
-        return None if rule.holds(value) else f"{key}: {_shown(value)}, must be {rule.words}"
+        return None if rule.holds(value) else f"{key}: {shown(value)}, must be {rule.words}"
 
     required = [name for name, part in rule.items() if not getattr(part, "optional", False)]
     if wrong := keys_fault(value, required, rule, key):
@@ -147,13 +147,13 @@ def fault(value, rule, key="") -> str | None:
 def keys_fault(value, required, allowed, key) -> str | None:
     """What does not hold of the keys of a dict."""
     if not isinstance(value, dict):
-        return f"{key or 'all of it'}: {_shown(value)}, must be a dict"
+        return f"{key or 'all of it'}: {shown(value)}, must be a dict"
     for name in required:
         if name not in value:
             return f"{_below(key, name)}: is missing"
     for name in value:
         if name not in allowed:
-            return f"{_below(key, _shown(name))}: is unexpected"
+            return f"{_below(key, shown(name))}: is unexpected"
     return None
 
 
@@ -161,13 +161,14 @@ def _below(key, name) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def _shown(value) -> str:
-    """A value in a few words; of a long or compound one, its type."""
-    is_short = type(value) is not int or value.bit_length() < 100
-    if _is_plain(value) and is_short:
-        text = str(value)
-        return visible(text if len(text) <= 40 else f"{text[:40]}…")
-    return f"of type {type(value).__name__}"
+def shown(value) -> str:
+    """A value in a few words; of a compound one, its type."""
+    if type(value) is int and value.bit_length() > 100:
+        return "a number of more than 30 digits"
+    if not _is_plain(value):
+        return f"of type {type(value).__name__}"
+    text = visible(str(value))
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 # --------------------------------------------------------------------------------------- tensors
@@ -176,7 +177,7 @@ def _shown(value) -> str:
 def tensor_fault(value, key="") -> str | None:
     """Why a value is no tensor that can be copied: (…) numbers, each in a place of its own."""
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        return f"{key}: {_shown(value)}, must be a tensor"
+        return f"{key}: {shown(value)}, must be a tensor"
     is_plain = value.layout is torch.strided and not value.is_nested
     if not is_plain or value.device.type != "cpu" or value.dtype not in DTYPES:
         kind = "nested" if value.is_nested else f"{value.layout}, {value.dtype}, {value.device}"
@@ -205,7 +206,7 @@ def tree_fault(given, own, key) -> str | None:
         return next(filter(None, parts), None)
 
     if not isinstance(own, torch.Tensor):
-        rule = whole(0, HUGE) if type(own) is int else number(0, HUGE)
+        rule = whole(0, 10**18) if type(own) is int else number(0, HUGE)
         return fault(given, rule, key)
     if wrong := tensor_fault(given, key):
         return wrong

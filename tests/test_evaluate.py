@@ -151,15 +151,20 @@ def test_a_threshold_and_a_least_number_of_labels_are_given(
 
 
 REFUSED = {
-    "--batch-size 0": "--batch-size: must be above 0", "--workers -1": "--workers: must be 0",
-    "--min-labels -1": "--min-labels: must be 0", "--threshold 1.1": "--threshold: must be in",
-    "--threshold nan": "--threshold: must be in", "--blend fit": "--blend: of several",
+    "--batch-size 0": "--batch-size 0: must be a whole number from 1 to 100,000",
+    "--workers -1": "--workers -1: must be a whole", "--workers 513": "--workers 513: must be",
+    "--min-labels -1": "--min-labels -1: must be", "--threshold 1.1": "--threshold 1.1: must be",
+    "--threshold nan": "--threshold nan: must be", "--blend fit": "--blend: of several",
+    f"--batch-size {'9' * 300}": "--batch-size a number of more than 30 digits: must be",
+    f"--workers {'9' * 31}": "--workers a number of more than 30 digits: must be",
+    "--out=": "--out: names no folder", "--device=": "--device: is cpu, cuda or cuda:N",
+    "--images=": "--images: of a table",
     "b.pt --blend fit --threshold 0.5": "--blend fit finds one", "--device tpu": "--device: is cpu",
     "--split all": "invalid choice", "--lr 1": "unrecognized arguments",
     "--treshold 1": "--treshold 1; did you mean --threshold?", "--split tset": "did you mean test?",
     "--split test": "--split test: the drawn scenes have train and val",
     "--images x": "--images: of a table of your own",
-    "--workers -1 --batch-size 0": "--batch-size: must be above 0; --workers: must be 0",
+    "--workers -1 --batch-size 0": "--workers -1: must be a whole number from 0 to 512; --batch-",
 }  # fmt: skip
 
 

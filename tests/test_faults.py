@@ -832,6 +832,32 @@ def test_f32_half_of_torchruns_variables_are_a_usage_error(tmp_path):
     assert "MASTER_ADDR" in text and text.count("\n") == 1
 
 
+ODD_RANKS = {  # RANK, WORLD_SIZE, LOCAL_RANK: what is said
+    ("0", None, None): "WORLD_SIZE is not set, and RANK is",
+    (None, "2", None): "RANK is not set, and WORLD_SIZE is",
+    ("0", "0", "0"): "RANK 0, WORLD_SIZE 0, LOCAL_RANK 0: must be LOCAL_RANK <= RANK < WORLD_SIZE",
+    ("2", "2", "0"): "RANK 2, WORLD_SIZE 2", ("0", "2", "1"): "LOCAL_RANK 1: must be",
+    ("-1", "2", "0"): "RANK -1: must be a number", ("0", "two", "0"): "WORLD_SIZE two: must be",
+    ("0", "9" * 40, "0"): "WORLD_SIZE 9999999999999999999999999999999999999999: must be",
+    ("0", "", "0"): "WORLD_SIZE : must be a number",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("named", ODD_RANKS)
+def test_f32_variables_that_torchrun_does_not_set_are_a_usage_error(tmp_path, named):
+    def child():
+        for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), named, strict=True):
+            if value is not None:
+                os.environ[name] = value
+        return train.main(FLAGS)
+
+    assert ended(fork(child, tmp_path / "log")) == 2
+    text = (tmp_path / "log").read_text()
+    assert text.startswith("train.py: ") and ODD_RANKS[named] in text, text
+    assert text.endswith("start with torchrun, or without these variables\n")
+    assert text.count("\n") == 1
+
+
 def test_f32_ctrl_c_ends_the_wait_for_the_others(tmp_path):
     def child():
         os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",

@@ -42,6 +42,7 @@ def test_every_flag_has_help(capsys):
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     for ranks, flags, device in (
         ("2", "", "cuda:1"), ("2", "--device cuda", "cuda:1"), ("2", "--device cuda:0", "cuda:0"),
@@ -172,13 +173,16 @@ def test_wrong_flags_are_refused_together(capsys):
         assert "no CUDA" in usage(capsys, "--device", "cuda")
 
 
+LONG = "9" * 300
 BOUNDS = {  # flag: the last values that are taken, the first that are not
-    "--lr": ("1e-12", "0 -1 nan"), "--head-lr": ("1e-12", "0 nan"), "--epochs": ("1", "0"),
-    "--batch-size": ("1", "0"), "--accumulate": ("1", "0"), "--image-size": ("32", "31"),
-    "--weight-decay": ("0", "-1e-9 nan"), "--t-max": ("0", "-1"), "--warmup": ("0 0.1", "-0.1 nan"),
-    "--freeze-backbone": ("0", "-1"), "--clip-grad": ("0", "-1e-9"), "--pos-weight": ("0", "-0.1"),
-    "--workers": ("0", "-1"), "--milestones": ("1", "0 -1"),
-    "--seed": (f"0 {2**62 - 1}", f"-1 {2**62}"), "--dropout": ("0 1", "-0.01 1.01 nan"),
+    "--lr": ("1e-12 1000", "0 -1 nan inf 1001"), "--head-lr": ("1e-12 1000", "0 nan inf"),
+    "--epochs": ("1 1000000", f"0 1000001 {LONG}"), "--batch-size": ("1 100000", f"0 {LONG}"),
+    "--accumulate": ("1 100000", f"0 100001 {LONG}"), "--image-size": ("32 4096", "31 4097"),
+    "--weight-decay": ("0 1000", "-1e-9 nan inf"), "--t-max": ("0 1000000000", f"-1 {LONG}"),
+    "--warmup": ("0 0.1 1e6", "-0.1 nan inf"), "--freeze-backbone": ("0", f"-1 {LONG}"),
+    "--clip-grad": ("0 1e9", "-1e-9 1e39 inf nan"), "--pos-weight": ("0 1e6", "-0.1 1e39 inf nan"),
+    "--workers": ("0 512", f"-1 513 {'9' * 31}"), "--milestones": ("1", f"0 -1 {LONG}"),
+    "--seed": (f"0 {2**62 - 1}", f"-1 {2**62} {LONG}"), "--dropout": ("0 1", "-0.01 1.01 nan"),
     "--ema": ("0 0.999999", "-0.01 1 nan"),
 }  # fmt: skip
 
@@ -195,7 +199,9 @@ def test_values_up_to_the_bound_are_taken(capsys, flag):
         message = usage(capsys, *data, f"{flag}={value}").split("error: ")[1]
         first, *others = message.split("; ")
         assert first.startswith(f"{flag} ") and ": must be " in first
-        assert len(others) == (flag == "--lr")  # --head-lr, which it gives its value to
+        # Of --lr and --head-lr, which it gives its value to; or that no epoch is left.
+        with_another = {"--lr", "--freeze-backbone"}
+        assert len(others) == (flag in with_another and value != "-1")
 
 
 TOGETHER = {  # flags that cannot work: what is said of them, and the like that can
