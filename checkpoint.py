@@ -404,6 +404,18 @@ def refuse_other_frames(folder, saved, frames, classes, resume):
         )
 
 
+def refuse_other_threads(args, saved):
+    """Says where a CPU computes with other threads than before, whose sums are rounded otherwise;
+    raises CheckpointError where bits are to be the same."""
+    before = saved["args"].get("threads")
+    if args.device != "cpu" or args.threads == before:
+        return
+    line = f"{args.out}: threads {before} -> {args.threads}, which round sums otherwise"
+    if args.deterministic and args.resume != "override":
+        raise CheckpointError(f"{line} – set OMP_NUM_THREADS={before}, or --resume override")
+    print(f"note: {line}")
+
+
 def read_log(file) -> list[dict]:
     """The rows of a log.jsonl, one an epoch; what else stands in it is left out. raises  OSError"""
     return [row for _, row in _log_lines(file) if row]

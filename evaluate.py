@@ -31,8 +31,9 @@ import distributed
 import metrics
 import model
 import pictures
+import schema
 from flags import Parser, add_flags, given_flags, out_of_range, refuse_broken
-from layouts import default_split, did_you_mean
+from layouts import default_split, did_you_mean, read_text
 from progress import clock, show_interval, show_line
 
 BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
@@ -263,6 +264,11 @@ FLAGS = [
     ("--amp", ["fp16", "bf16", "off"], "autocast type [fp16; off on a CPU]"),
     ("--device", str, "cpu, cuda, cuda:1 [cuda where there is one]"),
 ]  # fmt: skip
+BLEND = {  # what --blend fit writes
+    "weights": schema.Rule("numbers from 0 to 1 by path", lambda value: isinstance(value, dict)
+                           and all(map(schema.FRACTION.holds, value.values()))),
+    "threshold": schema.FRACTION,
+}  # fmt: skip
 DEFAULTS = {
     "data": "demo", "images": None, "split": None, "blend": "mean", "explain": [],
     "threshold": None, "min_labels": 0, "out": None, "batch_size": BATCH_SIZE,
@@ -437,14 +443,16 @@ def read_blend(args, thresholds):
     if args.blend not in ("mean", "fit"):
         # Paths are compared as the files that they are, however they were written.
         try:
-            blend = json.loads(Path(args.blend).read_text("utf-8"))
-            given = {os.path.realpath(path): float(w) for path, w in blend["weights"].items()}
-            weights = metrics.shares([given[os.path.realpath(path)] for path in args.checkpoints])
-            threshold = float(blend["threshold"])
-            if not 0 <= threshold <= 1:
-                raise ValueError(f"threshold {threshold}")
-            chosen_on = Path(args.blend).name
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            blend = json.loads(read_text(args.blend))
+            if wrong := schema.fault(blend, BLEND):
+                raise ValueError(wrong)
+            given = {os.path.realpath(path): weight for path, weight in blend["weights"].items()}
+            lacking = [p for p in args.checkpoints if os.path.realpath(p) not in given]
+            if lacking:
+                raise ValueError(f"weights.{lacking[0]}: is missing")
+            weights = metrics.shares([given[os.path.realpath(p)] for p in args.checkpoints])
+            threshold, chosen_on = blend["threshold"], Path(args.blend).name
+        except (ValueError, RecursionError) as error:
             raise data.DataError(
                 f"{args.blend}: no blend of these checkpoints ({error}) – make one with --blend fit"
             ) from None

@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+import torch
+
 import augment
 import demo
 import distributed
@@ -56,7 +58,7 @@ DEMO_ON_A_GPU = {"image_size": 224, "epochs": 20, "cache": "device"}
 
 # What a number may be: above, it takes time or memory without end, or is no finite float32.
 RANGES = {
-    "lr": number(1e-12, 1e3), "head_lr": number(1e-12, 1e3), "weight_decay": number(0, 1e3),
+    "lr": number(1e-12, 1e30), "head_lr": number(1e-12, 1e30), "weight_decay": number(0, 1e3),
     "warmup": number(0, 1e6), "clip_grad": number(0, 1e9), "pos_weight": number(0, 1e6),
     "dropout": FRACTION, "threshold": FRACTION, "ema": number(0, 0.9999999),
     "image_size": whole(32, 4096), "seed": whole(0, 2**62 - 1), "workers": whole(0, 512),
@@ -202,8 +204,9 @@ def parse_args(argv=None, scratch=False):
     """The flags, and what the recipes decide. All that cannot work is refused in one message.
 
     scratch  decide as if the flags said --weights none
-    returns  a namespace of them and of argv, ranks: the number of torchrun's processes, and
-             may_go_without: whether random weights will do where the published ones cannot be had
+    returns  a namespace of them and of argv, ranks: the number of torchrun's processes, threads:
+             torch's in each, and may_go_without: whether random weights will do where the published
+             ones cannot be had
     """
     parser = Parser(
         description="Train the networks of a 2020 report on actor-action recognition (A2D).",
@@ -230,6 +233,12 @@ def parse_args(argv=None, scratch=False):
     args = argparse.Namespace(**filled_in(given, scratch), argv=argv)
     refuse_broken(parser, rules(args, given))
     return args
+
+
+def smaller(args) -> str:
+    """Flags of the same training that need less memory."""
+    flags = f"--batch-size {max(1, args.batch_size // 2)} --accumulate {2 * args.accumulate}"
+    return flags if args.checkpoint_activations else f"{flags} or --checkpoint-activations"
 
 
 def filled_in(given, scratch) -> dict:
@@ -261,7 +270,9 @@ def filled_in(given, scratch) -> dict:
         "out": f"runs/{arch}-{data_name(flags['data'])}",
         "may_go_without": drawn and flags["weights"] == "imagenet" and "weights" not in given,
     }
-    return recipe | derived | given | {"device": device, "ranks": distributed.ranks()}
+    return recipe | derived | given | {
+        "device": device, "ranks": distributed.ranks(), "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
 
 def data_name(spec) -> str:

@@ -227,7 +227,7 @@ def _a2d_list(root, split):
 
     # Else the official split: all annotated frames of the videos that the last column names.
     file = root / "videoset.csv"
-    if split not in ("train", "val") or not os.path.exists(file):
+    if split not in ("train", "val") or not os.path.lexists(file):
         raise DataError(f"{root}: has neither list/{split}.txt nor an official {split} split")
 
     listed, problems = [], []
@@ -923,7 +923,7 @@ def read(path, images=None, classes=None) -> Listing:
     raises  DataError: the folder holds several tables, or a table has no header to go by
     """
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in TABLES:
+    if path.suffix.lower() in TABLES and not path.is_dir():
         return read_table(path, images, classes)
 
     tables = [file for file in path.glob("[!.]*.*") if file.suffix.lower() in TABLES]

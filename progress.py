@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+import model
+from flags import smaller
+
 PARTS = ("data", "augment", "gradient", "optimizer")  # of a step, as they are timed
 
 
@@ -62,6 +65,32 @@ def reset_peak_memory(device):
     else:
         with suppress(OSError):  # Linux alone can
             Path("/proc/self/clear_refs").write_text("5")
+
+
+def free_memory() -> int | None:
+    """Bytes that processes can still get, of this container where it has a limit; None: unknown."""
+    free = []
+    with suppress(OSError, ValueError):
+        fields = Path("/proc/meminfo").read_text().split()
+        free.append(1024 * int(fields[fields.index("MemAvailable:") + 1]))
+    with suppress(OSError, ValueError):  # "max" is no limit
+        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(free, default=None)
+
+
+def memory_warning(config, args) -> str:
+    """A line, where a step of the network on a CPU takes more memory than is free, or "": the
+    system ends such a process without a word. A GPU's lack of it is an error, which is told."""
+    free = free_memory()
+    if free is None or args.device != "cpu" or args.checkpoint_activations:
+        return ""
+    needed = args.batch_size * model.activation_bytes(config, args.image_size)
+    if needed < free:
+        return ""
+    return (
+        f"warning: a step takes about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are "
+        f"free: the system may end the process without a word – try {smaller(args)}"
+    )
 
 
 class Progress:

@@ -38,8 +38,8 @@ import evaluate
 import metrics
 import model
 import weights
-from flags import parse_args
-from progress import Progress
+from flags import parse_args, smaller
+from progress import Progress, memory_warning
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 MOMENTUM, ETA_MIN, GAMMA = 0.9, 5e-6, 0.25  # the report's
@@ -48,7 +48,7 @@ SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the rep
 # compared themselves. With --resume override all may differ but what the saved network and
 # optimizer were made with.
 FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "argv", "may_go_without",
-                  "data", "val", "images"}  # fmt: skip
+                  "data", "val", "images", "threads"}  # fmt: skip
 BUILT_IN = {"arch", "head", "dropout", "weights", "image_size", "optimizer"}
 
 LEARNING = f"""\
@@ -585,6 +585,7 @@ def make_trainer(args, saved, training, validation, world):
     )
 
     if saved:
+        checkpoint.refuse_other_threads(args, saved)
         trainer.load(saved, Path(args.out, "last.pt"))
         about["trained_on"] = torch.cat([about["trained_on"], saved["trained_on"]]).unique()
         best = f", best F1 {trainer.best['f1']:.3f} of epoch {trainer.best['epoch']}"
@@ -662,6 +663,8 @@ def train(args, world):
     training, validation = open_data(args, world)
     trainer = make_trainer(args, saved, training, validation, world)
     refuse_lone_frame(trainer)
+    if line := memory_warning(trainer.net.config, args):
+        print(line)
 
     # A run has a checkpoint before its first step: whatever happens, --resume has a beginning.
     if run and (not saved or args.resume == "override"):
@@ -718,8 +721,7 @@ def log_row(epoch, row, report) -> dict:
 
 
 def report_best(run, trainer, validation):
-    """Score best.pt, print the table, write report.csv and the charts, say what the figure means.
-    """
+    """Score best.pt, print the table, write report.csv and charts, say what the figure means."""
     args, world = trainer.args, trainer.world
     state = world.first(run and checkpoint.load(run.folder / "best.pt"))
     best = evaluate.Predictor(state, args.device)
@@ -740,11 +742,8 @@ def report_best(run, trainer, validation):
 
 def main(argv=None) -> int:
     args = parse_args(argv)
-    smaller = f"--batch-size {max(1, args.batch_size // 2)} --accumulate {2 * args.accumulate}"
-    if not args.checkpoint_activations:
-        smaller += " or --checkpoint-activations"
     last = None if args.dry_run else Path(args.out) / "last.pt"
-    return distributed.launch("train.py", train, args, smaller, last)
+    return distributed.launch("train.py", train, args, smaller(args), last)
 
 
 if __name__ == "__main__":

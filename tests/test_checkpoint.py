@@ -134,6 +134,49 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
             checkpoint.load(tmp_path / name)
 
 
+def test_packed_parts_are_refused_before_they_are_unpacked(tmp_path):
+    """torch never packs; 3 MB of zeros would be 3 GB."""
+    checkpoint.save(tmp_path / "plain.pt", state() | {"more": torch.zeros(10**7)})
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert os.path.getsize(tmp_path / "a.pt") < 10**6
+    hashed(tmp_path / "a.pt")
+    with pytest.raises(checkpoint.CheckpointError, match="a.pt: ValueError .* unpack to 40,"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+def test_a_message_has_none_of_torchs_advice(tmp_path):
+    """To run the code of the file is no way out."""
+    torch.save(state() | {"more": Payload(tmp_path / "sentinel")}, tmp_path / "a.pt")
+    torch.save(state() | {"more": Path("a")}, tmp_path / "b.pt")
+    for name, called in {"a.pt": "posix.system", "b.pt": "pathlib"}.items():
+        hashed(tmp_path / name)
+        with pytest.raises(checkpoint.CheckpointError, match=f"it would call {called}") as caught:
+            checkpoint.load(tmp_path / name)
+        assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_or_a_circle_of_links_is_no_run(tmp_path):
+    """Neither waited for, nor overwritten as if nothing were there."""
+    for name in ("last.pt", "log.jsonl", "best.pt"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(checkpoint.CheckpointError, match="last.pt: is a pipe"):
+        checkpoint.Run(tmp_path, True)
+    with pytest.raises(checkpoint.CheckpointError, match="best.pt: is a pipe"):
+        checkpoint.load(tmp_path / "best.pt")
+    with pytest.raises(OSError, match="is a pipe"):
+        checkpoint.read_log(tmp_path / "log.jsonl")
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "last.pt").symlink_to("last.pt")
+    with pytest.raises(checkpoint.CheckpointError, match="last.pt: Too many levels"):
+        checkpoint.Run(tmp_path, False)
+
+
 def test_disk_full_leaves_the_old_file_and_no_other(tmp_path):
     def child():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 """decoding.py: files become RGB levels by stated rules, or a line that says why not."""
 
 import io
+import os
 import warnings
 import zlib
 
@@ -158,6 +159,44 @@ def test_size_limit_is_inclusive(tmp_path, monkeypatch):
     assert decoding.decode(picture(tmp_path / "a.png", (6, 4))).shape == (4, 6, 3)
     with pytest.raises(data.DataError, match="25 x 1 pixels"):
         decoding.decode(picture(tmp_path / "b.png", (25, 1)))
+
+
+def test_sides_are_limited_too(tmp_path):
+    """50 million pixels in a line would be padded to as many columns for every frame beside it."""
+    for side, is_taken in ((decoding.MAX_SIDE, True), (decoding.MAX_SIDE + 1, False)):
+        for size in (side, 1), (1, side):
+            file = picture(tmp_path / "a.png", size)
+            if is_taken:
+                assert decoding.decode(file).shape == (*size[::-1], 3)
+                continue
+            with pytest.raises(data.DataError, match=f"a.png: {size[0]} x {size[1]} pixels"):
+                decoding.decode(file)
+
+
+FOREIGN = {
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    "DOS PostScript": b"\xc5\xd0\xd3\xc6" + bytes(26) + b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    "Photoshop": b"8BPS\0\1" + bytes(6) + b"\0\3" + bytes(100), "PDF": b"%PDF-1.4\n",
+    "FITS": b"SIMPLE  =                    T".ljust(2880), "MPEG": b"\0\0\1\xb3" + bytes(20),
+    "film": b"\0\0\0\x18ftypmp42" + bytes(20), "GRIB": b"GRIB\0\0\0\1",
+    "HDF5": b"\x89HDF\r\n\x1a\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_document_called_jpg_starts_no_program(tmp_path, monkeypatch, name):
+    """Of what PATH has, anything that is started leaves its mark."""
+    sentinel = tmp_path / "started"
+    (tmp_path / "bin").mkdir()
+    for program in ("gs", "gswin32c", "gswin64c", "rasterize"):
+        file = tmp_path / "bin" / program
+        file.write_text(f"#!/bin/sh\ntouch {sentinel}\n")
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "a.jpg").write_bytes(FOREIGN[name])
+    with pytest.raises(data.DataError, match="a.jpg: .* – (export|convert|replace)"):
+        decoding.decode(tmp_path / "a.jpg")
+    assert not sentinel.exists()
 
 
 # --------------------------------------------------------------------------------- levels of grey

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -291,16 +292,28 @@ def test_a_fitted_blend_is_the_best_of_its_grid(scenes, members, pictures, tmp_p
 
 def test_a_blend_that_is_of_others_or_no_blend_is_refused(scenes, members, tmp_path, capsys):
     files = list(map(str, members))
-    for text, says in (
-        ("{", "no blend of these"),
-        (json.dumps({"weights": {files[0]: 1.0}, "threshold": 0.5}), files[1]),
-        (json.dumps({"weights": dict.fromkeys(files, 0.4), "threshold": 0.5}), "shares of 1"),
-        (json.dumps({"weights": dict.fromkeys(files, 0.5), "threshold": 1.5}), "threshold 1.5"),
+    half = dict.fromkeys(files, 0.5)
+    for blend, says in (
+        ("{", "no blend of these"), ("[" * 100_000, "no blend of these"), ("[]", "must be a dict"),
+        ("{}", "weights: is missing"), ("\0", "control character"),
+        ({"weights": {files[0]: 1.0}, "threshold": 0.5}, f"weights.{files[1]}: is missing"),
+        ({"weights": dict.fromkeys(files, 0.4), "threshold": 0.5}, "shares of 1"),
+        ({"weights": half, "threshold": 1.5}, "threshold: 1.5, must be a number from 0 to 1"),
+        ({"weights": half, "threshold": True}, "threshold: True"),
+        ({"weights": half, "threshold": math.nan}, "threshold: nan"),
+        ({"weights": half}, "threshold: is missing"), ({"weights": []}, "threshold: is missing"),
+        ({"weights": half, "threshold": "0.5"}, "threshold: 0.5, must be a number"),
+        ({"weights": dict.fromkeys(files, "x"), "threshold": 0.5}, "weights: of type dict, must"),
+        ({"weights": dict.fromkeys(files, math.nan), "threshold": 0.5}, "weights: of type dict"),
+        ({"weights": [0.5, 0.5], "threshold": 0.5}, "weights: of type list, must"),
+        ({"weights": half, "threshold": 0.5, "more": 1}, "more: is unexpected"),
     ):
+        text = blend if isinstance(blend, str) else json.dumps(blend)
         (tmp_path / "blend.json").write_text(text)
         flags = ["--data", scenes, "--blend", tmp_path / "blend.json"]
         assert evaluated(tmp_path / "out", *members, *flags) == 3
-        assert says in capsys.readouterr().err
+        errors = capsys.readouterr().err
+        assert says in errors and errors.count("\n") == 1, (blend, errors)
 
 
 @CUDA

@@ -337,6 +337,31 @@ def test_f6_the_last_pt_before_has_its_best_too(scenes, tmp_path):
     assert history(out) == (3, 2, 2, True)
 
 
+def test_f2_other_threads_are_said_or_refused(scenes, tmp_path):
+    """A sum over two threads is rounded otherwise, so a resume would have other bits."""
+    assert trained(scenes, tmp_path / "run")[0] == 0
+    assert checkpoint.load(tmp_path / "run/last.pt")["args"]["threads"] == 1
+
+    def two():
+        torch.set_num_threads(2)
+
+    code, text = trained(scenes, tmp_path / "run", "--resume", plant=two)
+    assert code == 3 and "threads 1 -> 2" in text and "set OMP_NUM_THREADS=1" in text
+    code, text = trained(scenes, tmp_path / "run", "--resume", "override", plant=two)
+    assert code == 0 and "note: " in text and "threads 1 -> 2" in text
+
+    # Where bits are not asked for, it is a word.
+    def child(plant):
+        plant()
+        command = [*SMALL, "--data", str(scenes), "--out", str(tmp_path / "free"), "--resume"]
+        return train.main(command)
+
+    for plant, said in ((lambda: None, False), (lambda: None, False), (two, True)):
+        log = tmp_path / "log"
+        assert ended(fork(lambda p=plant: child(p), log)) == 0
+        assert ("note: " in log.read_text() and "threads 1 -> 2" in log.read_text()) == said
+
+
 def test_f2_a_lost_best_is_said_before_an_epoch_is_made(scenes, tmp_path):
     out = tmp_path / "run"
     trained(scenes, out, "--epochs", "1", plant=lambda: scored(0.9))
@@ -586,6 +611,25 @@ def test_f28_out_of_memory_says_what_to_try(scenes, whole, tmp_path):
     assert checkpoint.load(out / "last.pt")["epoch"] == 1
     assert trained(scenes, out, "--resume")[0] == 0
     assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
+
+
+def test_f28_a_step_that_does_not_fit_is_told_before_it(scenes, tmp_path):
+    """What ends a process for its memory leaves no word."""
+    needed = 8 * model.activation_bytes({"arch": "tiny"}, 32)
+    for free, told in ((needed * 0.99, True), (needed * 1.01, False), (None, False)):
+        out = tmp_path / f"run {free}"
+
+        def plant(free=free):
+            progress.free_memory = lambda: free
+
+        code, text = trained(scenes, out, "--epochs", "1", plant=plant)
+        warned = [line for line in text.splitlines() if line.startswith("warning: a step takes")]
+        assert code == 0 and bool(warned) == told
+        if told:
+            assert "try --batch-size 4 --accumulate 2 or --checkpoint-activations" in warned[0]
+            assert text.index(warned[0]) < text.index("epoch 1")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < progress.free_memory() < memory
 
 
 def test_f29_a_worker_that_hangs_ends_the_run(scenes, tmp_path):

@@ -91,7 +91,7 @@ def test_recipes_of_the_report():
     """Everything that a run without flags is made with, on a CPU."""
     assert recipe("--arch resnet34 --data A2D/", REPORTS) == REPORTS
     args = vars(train.parse_args("--arch resnet34 --data A2D/ --device cpu".split()))
-    assert args.keys() - REPORTS.keys() == {"workers", "argv"}
+    assert args.keys() - REPORTS.keys() == {"workers", "argv", "threads"}
     assert args["workers"] == min(8, os.cpu_count())
     changed = {"batch_size": 24, "accumulate": 3}
     for arch, changes in (
@@ -175,7 +175,7 @@ def test_wrong_flags_are_refused_together(capsys):
 
 LONG = "9" * 300
 BOUNDS = {  # flag: the last values that are taken, the first that are not
-    "--lr": ("1e-12 1000", "0 -1 nan inf 1001"), "--head-lr": ("1e-12 1000", "0 nan inf"),
+    "--lr": ("1e-12 1e30", "0 -1 nan inf 1e31"), "--head-lr": ("1e-12 1e30", "0 nan inf"),
     "--epochs": ("1 1000000", f"0 1000001 {LONG}"), "--batch-size": ("1 100000", f"0 {LONG}"),
     "--accumulate": ("1 100000", f"0 100001 {LONG}"), "--image-size": ("32 4096", "31 4097"),
     "--weight-decay": ("0 1000", "-1e-9 nan inf"), "--t-max": ("0 1000000000", f"-1 {LONG}"),
@@ -199,9 +199,9 @@ def test_values_up_to_the_bound_are_taken(capsys, flag):
         message = usage(capsys, *data, f"{flag}={value}").split("error: ")[1]
         first, *others = message.split("; ")
         assert first.startswith(f"{flag} ") and ": must be " in first
-        # Of --lr and --head-lr, which it gives its value to; or that no epoch is left.
-        with_another = {"--lr", "--freeze-backbone"}
-        assert len(others) == (flag in with_another and value != "-1")
+        # --lr gives its value to --head-lr, and --freeze-backbone leaves no epoch.
+        expected = flag == "--lr" or (flag == "--freeze-backbone" and value != "-1")
+        assert len(others) == expected
 
 
 TOGETHER = {  # flags that cannot work: what is said of them, and the like that can

@@ -4,6 +4,7 @@ A case is a folder of small files, what `python data.py` says of it, line by lin
 that each frame of training and validation has then.
 """
 
+import os
 from typing import NamedTuple
 
 import pytest
@@ -677,3 +678,26 @@ def test_formats_are_those_that_pillow_opens_as_pictures():
     known = layouts.extensions()
     assert {".jpg", ".jpeg", ".jfif", ".png", ".tif", ".webp", ".ppm", ".gif", ".bmp"} <= set(known)
     assert not {".eps", ".mpg", ".h5", ".pdf", ".heic", ".csv"} & set(known)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize(
+    "name", ["classes.txt", "t.csv", "tree/list/train.txt", "tree/videoset.csv"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "circle", "nowhere"])
+def test_what_cannot_be_read_is_neither_waited_for_nor_passed_over(tmp_path, capsys, name, kind):
+    """A pipe that nobody writes to, a link to itself, a link to what is gone."""
+    fill(tmp_path, "path,labels\na.png,dog\n", "a.png tree/pngs320H/v/1.png")
+    (tmp_path / "tree/Annotations").mkdir()
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(file if kind == "circle" else tmp_path / "gone")
+    code, _, err = checked(tmp_path, "D/tree" if "tree" in name else "D/t.csv", capsys)
+    says = {"pipe": "is a pipe or a device", "circle": "Too many levels", "nowhere": "No such file"}
+    assert code == 3 and f"D/{name}: " in err
+    if kind == "pipe" or name == "classes.txt":
+        assert says[kind] in err

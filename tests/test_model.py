@@ -750,3 +750,16 @@ def test_cuda_equals_cpu(arch):
         expected = net.double()(x.double())
         got = net.cuda().to(memory_format=torch.channels_last)(x.double().cuda())
     assert difference(got.cpu(), expected) < 1e-9
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_activations_of_tiny_counted_by_hand(size):
+    """Of each block: convolution, BN, ReLU, and the pool, or what stands for it."""
+    numbers, side = 0, size
+    for width, stride, pool in model.TINY:
+        side //= stride
+        numbers += 3 * width * side**2
+        side //= 2 if pool else 1
+        numbers += width * side**2
+    found = model.activation_bytes({"arch": "tiny", "num_classes": 7, "head": "linear"}, size)
+    assert found == 4 * (numbers + 7)  # float32

@@ -24,6 +24,7 @@ import threading
 import time
 import types
 import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -518,6 +519,61 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(zipped, place, tmp_path):
     with open(path, "rb") as file:  # the same file does leave its mark where code is run
         torch.load(file, weights_only=False)
     assert sentinel.exists()
+
+
+def unending():
+    state = {}
+    for key in weights.KEYS:
+        state[key] = state
+    return state
+
+
+STRANGE = {
+    "itself": (unending, "holds no state dict"),
+    "70 dimensions": (lambda: torch.zeros((1,) * 70), "70 dimensions"),
+    "sparse": (lambda: torch.zeros(2, 2).to_sparse(), "no plain tensor"),
+    "meta": (lambda: torch.empty(3, device="meta"), "no plain tensor.*meta"),
+    "8 bits": (lambda: torch.zeros(3).to(torch.float8_e4m3fn), "no plain tensor.*float8"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), ""),
+    "complex": (lambda: torch.zeros(3, dtype=torch.complex64), "no plain tensor"),
+    "one number a trillion times": (lambda: torch.zeros(1).expand(2**40), "overlap in memory"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.filterwarnings("ignore")  # prototypes of torch
+def test_tensors_that_no_network_has_are_refused_by_name(tmp_path, name):
+    make, says = STRANGE[name]
+    state = create_model("tiny", 5).state_dict()
+    strange = make()
+    state = strange if isinstance(strange, dict) else state | {"blocks.0.bn.bias": strange}
+    torch.save(state, tmp_path / "w.pth")
+    said = refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says=says)
+    assert "blocks.0.bn.bias" in said or name in ("itself", "nested")
+
+
+@pytest.mark.parametrize("inputs, says", [
+    ({"size": "224"}, "input_config.mean: is missing"), ({"mean": ["a", "b", "c"]}, "mean: of t"),
+    ({"std": [0.0, 1.0, 1.0]}, "std: of type list"), ({"size": 10**9}, "size: 1000000000, must be"),
+    ({"interpolation": 3}, "interpolation: 3"), ({"more": 1}, "more: is unexpected"),
+], ids=str)  # fmt: skip
+def test_what_a_file_says_of_its_images_is_looked_at(tmp_path, inputs, says):
+    net = create_model("tiny", 5)
+    if "missing" not in says:
+        inputs = net.input_config | inputs
+    torch.save({"model": net.state_dict(), "input_config": inputs}, tmp_path / "w.pth")
+    refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says=says)
+
+
+def test_packed_weights_are_refused_before_they_are_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(10**7)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says="unpack to 40,")
 
 
 class Shadow:
