@@ -48,7 +48,7 @@ def read_tensors(file, size):
     raises  ValueError with a reason in one line
     """
     try:
-        if zipfile.is_zipfile(file):
+        if file.read(4) == b"PK\3\4":
             unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
             if unpacked > size:
                 raise ValueError(f"{size:,} bytes that unpack to {unpacked:,}")
@@ -87,7 +87,7 @@ class Rule(NamedTuple):
 
 
 def number(least, most) -> Rule:  # NaN is none
-    words = f"a number from {least:g} to {most:g}"
+    words = f"a number from {least:.9g} to {most:.9g}"
     return Rule(words, lambda value: type(value) in (int, float) and least <= value <= most)
 
 
