@@ -153,9 +153,20 @@ def test_a_message_has_none_of_torchs_advice(tmp_path):
     """To run the code of the file is no way out."""
     torch.save(state() | {"more": Payload(tmp_path / "sentinel")}, tmp_path / "a.pt")
     torch.save(state() | {"more": Path("a")}, tmp_path / "b.pt")
-    for name, called in {"a.pt": "posix.system", "b.pt": "pathlib"}.items():
+    torch.save(state() | {"more": ["odd"]}, tmp_path / "whole.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pt") as whole,
+        zipfile.ZipFile(tmp_path / "c.pt", "w") as odd,
+    ):
+        for name in whole.namelist():
+            content = whole.read(name)  # 0xff is no instruction of pickle
+            odd.writestr(name, content[:-1] + b"\xff." if "data.pkl" in name else content)
+    calls = "it would call "
+    says = {"a.pt": calls + "posix.system", "b.pt": calls + "pathlib",
+            "c.pt": "UnpicklingError holds more than tensors"}  # fmt: skip
+    for name, words in says.items():
         hashed(tmp_path / name)
-        with pytest.raises(checkpoint.CheckpointError, match=f"it would call {called}") as caught:
+        with pytest.raises(checkpoint.CheckpointError, match=f"{name}: {words}") as caught:
             checkpoint.load(tmp_path / name)
         assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
 
@@ -318,6 +329,47 @@ def test_log_has_each_epoch_once(tmp_path):
         run.log({"epoch": epoch, "leg": 2})
     rows = checkpoint.read_log(tmp_path / "log.jsonl")
     assert [(row["epoch"], row["leg"]) for row in rows] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+SECOND = {"optimizer": None, "best": {"f1": 0.5, "epoch": 1}}
+HEAD = {"head.weight": torch.zeros(2, 3), "head.bias": torch.zeros(2)}
+DISAGREEING = {  # what is other than in plain.a_checkpoint: what is said of it
+    "args.arch: resnet34, but the network has tiny": {"args": {"arch": "resnet34"}},
+    "args.head: mish, but the network has linear": {"args": {"head": "mish"}},
+    "args.dropout: 0.3, but the network has 0.5": {"args": {"dropout": 0.3}},
+    "args.image_size: None, but the network has 32": {"args": {"image_size": None}},
+    "args.fit: crop, must be squash or letterbox": {"args": {"fit": "crop"}},
+    "average: is missing, by args.ema": {"args": {"ema": 0.9}},
+    "average: is unexpected, by args.ema": {"average": HEAD},
+    "best.epoch: 2, but epoch is 1": {"best": {"epoch": 2}},
+    "best_sha256: None, but best.epoch is 1": {"best": {"epoch": 1}},
+    f"best_sha256: {'0' * 64}, but best.epoch is 0": {"best_sha256": "0" * 64},
+    f"best_sha256: {'1' * 64}, but best.epoch is 1": SECOND | {"best_sha256": "1" * 64},
+    "config.num_classes: 3, but class_names has 2": {"config": {"num_classes": 3}},
+    "frequency: .3,., but class_names has 2": {"frequency": torch.zeros(3)},
+    "model: head.bias is no linear head": {"model": {"head.bias": torch.zeros(2)}},
+    "model: nothing is no linear head": {"model": {}},
+    "model.head.bias: .2,., weight .3, 2., but it has 2 outputs": {
+        "model": HEAD | {"head.weight": torch.zeros(3, 2)}},
+    "model.head.bias: .1,., weight .2, 3., but it has 2 outputs": {
+        "model": HEAD | {"head.bias": torch.zeros(1)}},
+    "model.head.bias: .2,., weight .2,., but it has 2 outputs": {
+        "model": HEAD | {"head.weight": torch.zeros(2)}},
+    "model.w: 3, must be a tensor": {"model": HEAD | {"w": 3}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", DISAGREEING)
+def test_parts_of_a_checkpoint_that_disagree_are_named(tmp_path, says):
+    whole = state() | {"model": HEAD}
+    checkpoint.save(tmp_path / "a.pt", whole)
+    checkpoint.load(tmp_path / "a.pt")
+    for key, value in DISAGREEING[says].items():
+        merge = key in ("args", "best", "config")
+        whole[key] = whole[key] | value if merge else value
+    checkpoint.save(tmp_path / "a.pt", whole)
+    with pytest.raises(checkpoint.CheckpointError, match=f"a.pt: no .* version: {says} – "):
+        checkpoint.load(tmp_path / "a.pt")
 
 
 FOREIGN = [

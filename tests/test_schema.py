@@ -15,13 +15,42 @@ import train
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
 
+LARGE = 10**400
+OWN = {"step": 3, "w": torch.zeros(2, 3), "inner": {"n": torch.zeros((), dtype=torch.int64)}}
+MISFITS = {  # a part of OWN: what is given, what is said of it
+    "a dict": ({}, "x.step: is missing"), "no dict": ([], "x: of type list, must be a dict"),
+    "shape": ({"w": torch.zeros(3, 2)}, "x.w: float32 (3, 2), must be float32 (2, 3)"),
+    "dtype": ({"w": torch.zeros(2, 3).double()}, "x.w: float64 (2, 3), must be float32 (2, 3)"),
+    "tensor": ({"w": 1.5}, "x.w: 1.5, must be a tensor"),
+    "NaN": ({"w": torch.full((2, 3), math.nan)}, "x.w: numbers from nan to nan, must be from -1e+30"
+            " to 1e+30"),
+    "count": ({"inner": {"n": torch.tensor(-1)}}, "x.inner.n: numbers from -1 to -1, must be from 0"
+              " to 1e+30"),
+    "number": ({"step": -1}, "x.step: -1, must be a whole number from 0 to"),
+    "bool": ({"step": True}, "x.step: True, must be a whole number"),
+    "many digits": ({"step": LARGE}, "x.step: a number of more than 30 digits, must be a whole"),
+    "key": ({"more\n": 1}, "x.more\\n: is unexpected"),
+    "overlap": ({"w": torch.zeros(1).expand(2, 3)}, "x.w: (2, 3) elements overlap in memory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_misfit_is_named_by_its_key_and_nothing_is_copied(tmp_path, name):
+    given, said = MISFITS[name]
+    own = copy.deepcopy(OWN)
+    whole = given if name in ("a dict", "no dict") else OWN | given
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        checkpoint.restore(tmp_path / "a.pt", "x", whole, own)
+    assert str(caught.value).startswith(f"{tmp_path}/a.pt: {said}")
+    assert equal(own, OWN)
+
+
 RUNS = {
     "sgd": "--optimizer sgd --lr 0.02 --amp fp16",
     "adam": "--optimizer adam --lr 0.001",
     "adamw": "--optimizer adamw --lr 0.001 --ema 0.9",
 }
 WORLD = train.distributed.World()
-LARGE = 10**400
 
 
 class Ran:

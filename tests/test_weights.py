@@ -565,6 +565,18 @@ def test_what_a_file_says_of_its_images_is_looked_at(tmp_path, inputs, says):
     refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says=says)
 
 
+@pytest.mark.parametrize("key, shape", [
+    ("head.0.bias", (1, 256)), ("head.0.weight", (256, 95)), ("head.3.weight", (5, 128)),
+])  # fmt: skip
+def test_a_head_of_as_many_classes_is_taken_or_refused(tmp_path, key, shape):
+    """One of other classes is left out, and said so; one that is none would be, without a word."""
+    state = create_model("tiny", 5).state_dict()
+    torch.save(state | {key: torch.zeros(shape)}, tmp_path / "w.pth")
+    refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says=f"1 mis-shaped .{key}.")
+    net = create_model("tiny", 6, "mish", str(tmp_path / "w.pth"))
+    assert "classifier dropped" in net.weights_info
+
+
 def test_packed_weights_are_refused_before_they_are_unpacked(tmp_path):
     torch.save({"a": torch.zeros(10**7)}, tmp_path / "plain.pth")
     with (
