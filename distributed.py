@@ -234,7 +234,6 @@ def launch(program, work, args, smaller, last=None) -> int:
                 code = code or 5
                 line = f"{name}: {outlet.error.strerror} – lines of it are lost, all else is whole"
                 print(f"{program}: {line}", file=err if outlet is out else out)
-                outlet.close_quietly()
     return code
 
 
@@ -260,12 +259,6 @@ class Outlet:
             self.stream.flush()
         except OSError as error:
             self.error = error
-
-    def close_quietly(self):
-        """What the stream still holds goes nowhere: Python's exit would fail to write it."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.stream.fileno())
-        os.close(nowhere)
 
 
 def start(program, work, args, smaller, last) -> int:

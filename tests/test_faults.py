@@ -466,6 +466,8 @@ def test_f15_a_signal_at_any_moment_ends_an_evaluation(scenes, whole, tmp_path, 
     text = (tmp_path / "log").read_text()
     last = f"evaluate.py: {number.name}"
     assert text.splitlines()[-1] == last and "Traceback" not in text, text
+    # It ends there, and not once all is done.
+    assert (tmp_path / "out/report.csv").exists() == (moment[1] == "draw_classes")
 
 
 def test_f15_a_signal_while_an_image_is_decoded_is_not_taken_for_a_bad_image(scenes, tmp_path):
