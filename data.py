@@ -99,11 +99,9 @@ def _matrix(path):
     return h5py.File(path)["reS_id"]
 
 
-def label_map_size(path) -> tuple[int, int]:
-    """(height, width) of an A2D annotation, by its header: few bytes can claim to be any size."""
-    if not str(path).endswith(".mat"):
-        with opened(path) as image:
-            return upright_size(image)[::-1]
+def matrix_size(path) -> tuple[int, int]:
+    """(height, width) of a `mat` annotation, by its header: few bytes can be unpacked to any size.
+    """
     try:
         matrix = _matrix(path)
         with matrix.file:
@@ -207,15 +205,20 @@ class Frames(Dataset):
         frame = frame.permute(2, 0, 1).contiguous()  # (3, H, W)
         if self.map_paths is None:
             return frame, None, None, 0
-        size = label_map_size(self.map_paths[i])
-        if reduced_size(size, self.shorter) != frame.shape[1:]:
-            raise DataError(
-                f"{self.map_paths[i]}: label map {size} for a frame of "
-                f"{tuple(frame.shape[1:])} (height, width) – extract the frames at their own size"
-            )
-        full_map, unknown = read_label_map(self.map_paths[i])
+        path = self.map_paths[i]
+        if path.endswith(".mat"):
+            self._refuse_other_size(path, matrix_size(path), frame)
+        full_map, unknown = read_label_map(path)
+        self._refuse_other_size(path, full_map.shape, frame)
         label_map = torch.from_numpy(nearest(full_map, frame.shape[1:]))
         return frame, label_map, full_map, unknown
+
+    def _refuse_other_size(self, path, size, frame):
+        if reduced_size(size, self.shorter) != frame.shape[1:]:
+            raise DataError(
+                f"{path}: label map {size} for a frame of {tuple(frame.shape[1:])} (height, width) "
+                "– extract the frames at their own size"
+            )
 
     def _check(self, problems):
         """Decode everything once: find every unreadable file, fill `labels` from the label maps.
