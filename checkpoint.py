@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 import schema
-from schema import FRACTION, TEXT, Rule, number, one_of, open_file, whole
+from schema import FRACTION, TEXT, Rule, in_a_line, number, one_of, open_file, shown, whole
 
 try:
     import fcntl
@@ -48,7 +48,7 @@ class CheckpointError(ValueError):
 
 def _are_shares(value):
     is_vector = schema.tensor_fault(value) is None and value.ndim == 1
-    return is_vector and schema.range_fault(value, "") is None
+    return is_vector and value.dtype == torch.float32 and bool((value == value.clamp(0, 1)).all())
 
 
 def _are_hashes(value):
@@ -100,9 +100,9 @@ def _disagreement(state) -> str | None:
     said = config | {"image_size": state["input_config"]["size"]}
     for name in ("arch", "head", "dropout", "image_size"):
         if args.get(name) != said[name]:
-            return f"args.{name}: {args.get(name)}, but the network has {said[name]}"
+            return f"args.{name}: {shown(args.get(name))}, but the network has {shown(said[name])}"
     if args.get("fit") not in ("squash", "letterbox"):
-        return f"args.fit: {args.get('fit')}, must be squash or letterbox"
+        return f"args.fit: {shown(args.get('fit'))}, must be squash or letterbox"
 
     if best["epoch"] > state["epoch"]:
         return f"best.epoch: {best['epoch']}, but epoch is {state['epoch']}"
@@ -134,7 +134,7 @@ def _weights_fault(weights, average, head, classes) -> str | None:
         hidden = shapes.get("head.0.bias", ())
         outputs = {"head.0.": hidden[0] if hidden else 0, "head.3.": classes}
     if shapes.keys() != {layer + name for layer in outputs for name in ("weight", "bias")}:
-        return f"model: {', '.join(shapes) or 'nothing'} is no {head} head"
+        return f"model: {in_a_line(', '.join(shapes) or 'nothing')} is no {head} head"
     for layer, out in outputs.items():
         weight, bias = shapes[f"{layer}weight"], shapes[f"{layer}bias"]
         if len(weight) != 2 or weight[0] != out or bias != (out,):
@@ -329,7 +329,7 @@ class Run:
         """raises CheckpointError listing the flags that differ from the saved run's, old -> new."""
         old = self.saved["args"]
         differing = [
-            f"--{name.replace('_', '-')} {old.get(name)} -> {value}"
+            f"--{name.replace('_', '-')} {in_a_line(old.get(name))} -> {value}"
             for name, value in flags.items()
             if name not in free_to_change and old.get(name) != value
         ]
@@ -395,8 +395,8 @@ def refuse_other_frames(folder, saved, frames, classes, resume):
     "override", of other frames. frames is {split: data.Frames.fingerprint()}."""
     if saved["class_names"] != classes:
         raise CheckpointError(f"{folder}: of other classes than the data – choose another --out")
-    old = saved.get("frames", {})
-    differing = [f"{s} {old.get(s)} -> {new}" for s, new in frames.items() if old.get(s) != new]
+    old = saved["frames"]
+    differing = [f"{s} {in_a_line(old[s])} -> {new}" for s, new in frames.items() if old[s] != new]
     if differing and resume != "override":
         raise CheckpointError(
             f"{folder}: other frames than the run's: {'; '.join(differing)} – give those, or "
@@ -410,6 +410,7 @@ def refuse_other_threads(args, saved):
     before = saved["args"].get("threads")
     if args.device != "cpu" or args.threads == before:
         return
+    before = in_a_line(before)
     line = f"{args.out}: threads {before} -> {args.threads}, which round sums otherwise"
     if args.deterministic and args.resume != "override":
         raise CheckpointError(f"{line} – set OMP_NUM_THREADS={before}, or --resume override")
@@ -440,7 +441,7 @@ def _log_row(line: bytes) -> dict | None:
     except (ValueError, RecursionError):
         return None
     is_row = isinstance(row, dict) and whole(1, MANY).holds(row.get("epoch")) and all(
-        value is None or type(value) is float or whole(-MANY, MANY).holds(value)
+        value is None or value != value or number(-schema.HUGE, schema.HUGE).holds(value)
         for value in row.values()
     )  # fmt: skip
     return row if is_row else None

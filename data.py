@@ -37,8 +37,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import layouts
-from decoding import MAX_PIXELS, decode, opened, reduced_size, upright_size
+from decoding import decode, opened, reduced_size, upright_size
 from layouts import DataError, did_you_mean, some
+from schema import visible
 
 ACTORS = ("adult", "baby", "ball", "bird", "car", "cat", "dog")  # tens of an id, from 1
 ACTIONS = ("climbing", "crawling", "eating", "flying", "jumping", "rolling", "running", "walking",
@@ -96,7 +97,13 @@ def _matrix(path):
         import h5py
     except ImportError:
         raise DataError(f"{path}: .mat label maps need h5py – pip install h5py") from None
-    return h5py.File(path)["reS_id"]
+    file = h5py.File(path)
+    # What lies in another file could be any, and a matrix that is made of itself ends the process.
+    is_link = not isinstance(file.get("reS_id", getlink=True), h5py.HardLink)
+    matrix = None if is_link else file["reS_id"]
+    if not isinstance(matrix, h5py.Dataset) or matrix.is_virtual or matrix.external:
+        raise ValueError("it is no matrix of this file")
+    return matrix
 
 
 def matrix_size(path) -> tuple[int, int]:
@@ -107,7 +114,8 @@ def matrix_size(path) -> tuple[int, int]:
         with matrix.file:
             width, height = matrix.shape
             # A part is unpacked as a whole, even if the matrix is smaller.
-            if matrix.dtype.kind not in "iuf" or math.prod(matrix.chunks or ()) > MAX_PIXELS:
+            largest = max(width * height, 1_000_000)
+            if matrix.dtype.kind not in "iuf" or math.prod(matrix.chunks or ()) > largest:
                 raise ValueError(f"{matrix.dtype} in parts of {matrix.chunks}")
             return height, width
     except DataError:
@@ -566,7 +574,7 @@ def _openings(path, splits, classes, images, val):
 
 def say(listing):
     for note in listing.notes:
-        print(f"note: {note}")
+        print(visible(f"note: {note}"))
 
 
 def choose_rows(listing, splits) -> dict[str, str | None]:
@@ -739,9 +747,9 @@ def main(argv=None) -> int:
     parser.add_argument("--val", help="as for train.py")
     args = parser.parse_args(argv)
     try:
-        print(describe(load(args.data, size=SIZE, images=args.images, val=args.val)))
+        print(visible(describe(load(args.data, size=SIZE, images=args.images, val=args.val))))
     except (DataError, MemoryError) as failure:
-        print(f"data.py: {failure}", file=sys.stderr)
+        print(f"data.py: {visible(str(failure))}", file=sys.stderr)
         return 3 if isinstance(failure, DataError) else 5
     return 0
 

@@ -7,15 +7,17 @@ A file that cannot be read, is damaged, too large, or no image is named in a Dat
 """
 
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from layouts import DataError, formats, in_place_of_a_file
+from schema import open_file
 
 MAX_PIXELS = 50_000_000  # an image is refused from its header above this: 150 MB as uint8 RGB
 MAX_SIDE = 32_768  # likewise: the frames of a batch are padded to the longest of their sides
+MAX_SCANS = 100  # of a progressive JPEG
 ORIENTATION = 274  # the EXIF tag; above 4, width and height are exchanged
 
 
@@ -34,16 +36,18 @@ def opened(path, shorter=None):
     raises   DataError naming the file, also for what fails in the `with` block
     """
     try:
-        with warnings.catch_warnings():  # Pillow warns at half of what it refuses
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=formats())
-        with image:
-            reduced = reduced_size(image.size, shorter)
-            if reduced != image.size:
-                image.draft(None, reduced)
-            # The header says how large it is, before a pixel is decoded.
-            refuse_too_large(image, path)
-            yield image
+        with _source(path) as source:
+            with warnings.catch_warnings():  # Pillow warns at half of what it refuses
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(source, formats=formats())
+            with image:
+                _refuse_many_scans(image, source, path)
+                reduced = reduced_size(image.size, shorter)
+                if reduced != image.size:
+                    image.draft(None, reduced)
+                # The header says how large it is, before a pixel is decoded.
+                refuse_too_large(image, path)
+                yield image
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -54,10 +58,27 @@ def opened(path, shorter=None):
         raise DataError(f"{path}: cannot be read ({error}) – replace or remove it") from None
 
 
+def _source(path):
+    """A file that is open already stays so."""
+    return nullcontext(path) if hasattr(path, "read") else open_file(path)
+
+
+def _refuse_many_scans(image, source, name):
+    """A progressive JPEG draws the whole picture in each of its scans: ten, as a rule."""
+    if image.format not in ("JPEG", "MPO") or not image.info.get("progressive"):
+        return
+    place = source.tell()
+    source.seek(0)
+    scans = source.read().count(b"\xff\xda")
+    source.seek(place)
+    if scans > MAX_SCANS:
+        raise DataError(f"{name}: a JPEG of {scans} scans – save it again")
+
+
 def in_place_of_an_image(path) -> str:
     """What is there instead, and what to do."""
     start = b""
-    with suppress(OSError, TypeError), open(path, "rb") as file:
+    with suppress(OSError, TypeError), open_file(path) as file:
         start = file.read(64)
     if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6", b"%PDF", b"8BPS")):
         return "a document, of PostScript, PDF or Photoshop – export it as PNG"

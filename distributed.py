@@ -237,6 +237,10 @@ def launch(program, work, args, smaller, last=None) -> int:
     return code
 
 
+# What could move the cursor, but for what show_line writes.
+CONTROL = r"(?!\x1b\[K)[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+
+
 class Outlet:
     """A text stream, but that what cannot be written, to a full disk or a closed pipe, is lost: a
     training is worth more than a line on it. error is the last OSError, or None."""
@@ -249,7 +253,7 @@ class Outlet:
 
     def write(self, text):
         try:
-            return self.stream.write(text)
+            return self.stream.write(re.sub(CONTROL, lambda found: visible(found[0]), text))
         except OSError as error:
             self.error = error
             return len(text)
@@ -302,8 +306,7 @@ def start(program, work, args, smaller, last) -> int:
 
 def fail(program, code, line) -> int:
     """Prints the line, or lines, without what else a file or a server may have put into them."""
-    lines = "\n".join(map(visible, line.split("\n")))
-    print(f"{program}: {lines}", file=sys.stderr)
+    print(f"{program}: {visible(line)}", file=sys.stderr)
     return code
 
 

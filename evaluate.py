@@ -447,10 +447,10 @@ def read_blend(args, thresholds):
             if wrong := schema.fault(blend, BLEND):
                 raise ValueError(wrong)
             given = {os.path.realpath(path): weight for path, weight in blend["weights"].items()}
-            lacking = [p for p in args.checkpoints if os.path.realpath(p) not in given]
-            if lacking:
-                raise ValueError(f"weights.{lacking[0]}: is missing")
-            weights = metrics.shares([given[os.path.realpath(p)] for p in args.checkpoints])
+            paths = [os.path.realpath(path) for path in args.checkpoints]
+            if wrong := schema.keys_fault(given, paths, paths, "weights"):
+                raise ValueError(wrong)
+            weights = metrics.shares([given[path] for path in paths])
             threshold, chosen_on = blend["threshold"], Path(args.blend).name
         except (ValueError, RecursionError) as error:
             raise data.DataError(

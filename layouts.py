@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from schema import open_file
+from schema import in_a_line, is_name, open_file
 
 TABLES = (".csv", ".tsv")
 COLUMN_SEPARATORS = ",;\t"
@@ -54,9 +54,10 @@ QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
 # Pillow opens more: documents, films and fields of numbers, of which it shows a page or none, and
 # for PostScript, whatever its file is called, it starts another program.
 PICTURES = (
-    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "MPO", "DIB", "ICO",
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "MPO", "DIB",
     "PCX", "QOI", "SGI", "TGA",
 )  # fmt: skip
+LONGEST_CELL = 10_000  # characters of a path, or of all labels of a frame
 MAX_LISTED = 50  # problems printed one by one; the rest are counted
 
 
@@ -66,7 +67,7 @@ class DataError(ValueError):
     exit_code = 3
 
     def __init__(self, *problems: str):
-        self.problems = list(problems)
+        self.problems = [in_a_line(problem, 2000) for problem in problems]
         lines = self.problems[:MAX_LISTED]
         if len(problems) > MAX_LISTED:
             lines.append(f"... and {len(problems) - MAX_LISTED} more")
@@ -342,6 +343,10 @@ def _parse(listing) -> Table:
     reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     try:
         for cells in reader:
+            if any(len(cell) > LONGEST_CELL for cell in cells):
+                raise DataError(
+                    f"{path}:{begins}: a cell of more than {LONGEST_CELL:,} characters – shorten it"
+                )
             if any(cell.strip() for cell in cells):
                 lines.append((f"{path}:{begins}", [cell.strip() for cell in cells]))
             begins = skipped + reader.line_num + 1
@@ -555,13 +560,15 @@ def _blanks_separate(texts, known) -> bool:
 
 
 def _is_no_name(name) -> bool:
-    """A line break, a bracket that is not closed, or an error of a spreadsheet."""
+    """A line break or the like, a bracket that is not closed, or an error of a spreadsheet."""
     is_open = any(
         name.count(left) != name.count(right) and (name[0] == left or name[-1] == right)
         for left, right in ("[]", "()", "{}")
         if name
     )
-    return is_open or "\n" in name or bool(re.match(r"[\[{]|#\w+[!?]$|\.\.\.$", name))
+    if is_open or (name and not is_name(name)):
+        return True
+    return bool(re.match(r"[\[{]|#\w+[!?]$|\.\.\.$", name))
 
 
 def _list_items(text) -> list[str] | None:
@@ -747,6 +754,11 @@ def read_folder(path, classes=None) -> Listing:
     places = _places(names, classes or ())
     found = sorted({label for _, label in places if label})
     labelled = bool(found) and _are_classes(listing, names, places, found, classes)
+    listing.problems += [
+        f"{top}: no class can be called {name!r} – rename the folder"
+        for name in found
+        if labelled and not is_name(name)
+    ]
     for file, name, (split, label) in zip(files, names, places, strict=True):
         if not labelled:
             listing.rows.append(Row(name, name, str(file), [], None))

@@ -179,7 +179,9 @@ def draw_classes(report, path):
     left.set_ylim(len(classes) - 0.4, -0.6)
     right.tick_params(left=False)
     right.set_xticks([])
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    legend = figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # $ is a letter of a class's name
 
     shown = f"the {len(classes)} most frequent of {total}" if len(classes) < total else total
     chosen = f"scores >= {report['threshold']:.3g} ({report['threshold_from']})"

@@ -49,17 +49,50 @@ def read_tensors(file, size):
     """
     try:
         if file.read(4) == b"PK\3\4":
-            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
-            if unpacked > size:
-                raise ValueError(f"{size:,} bytes that unpack to {unpacked:,}")
+            _refuse_packed(zipfile.ZipFile(file).infolist(), size)
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an odd pickle's; the refusal says enough
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return plain(torch.load(file, map_location="cpu", weights_only=True), {})
     except MemoryError:
         raise
     except Exception as error:  # on damaged and hostile files parsers raise anything
         raise ValueError(reason(error)) from error
+
+
+def _refuse_packed(entries, size):
+    """Raises ValueError where the parts of a zip file take more bytes than the file."""
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > size:
+        raise ValueError(f"{size:,} bytes that unpack to {unpacked:,}")
+    # Readers of zip files disagree on where a list of parts is that bytes stand before, or are
+    # packed: then torch could read another list than this.
+    if any(entry.compress_type for entry in entries) or min(e.header_offset for e in entries):
+        raise ValueError("packed, as torch does not pack")
+
+
+def plain(value, done, depth=0):
+    """A tree of plain dicts, lists and tensors, in the place of those of a pickle, whose methods
+    its own attributes could stand for. done: {id of a part: (the part, what is in its place)}."""
+    if id(value) in done:
+        return done[id(value)][1]
+    if depth > 100:
+        raise ValueError("nested more than 100 deep")
+
+    if isinstance(value, dict):
+        copy = {}
+        done[id(value)] = value, copy
+        for key, part in dict.items(value):
+            copy[key] = plain(part, done, depth + 1)
+        return copy
+    if type(value) in (list, tuple):
+        copy = type(value)(plain(part, done, depth + 1) for part in value)
+    elif isinstance(value, torch.Tensor):
+        copy = torch.Tensor.detach(value)
+    else:
+        return value
+    done[id(value)] = value, copy
+    return copy
 
 
 def reason(error) -> str:
@@ -71,8 +104,14 @@ def reason(error) -> str:
 
 
 def visible(text) -> str:
-    """With escapes for control characters, by which a text could move the cursor."""
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" else c for c in text)
+    """With escapes for the control characters but line breaks, which could move the cursor."""
+    return re.sub("[\0-\x09\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
+def in_a_line(value, most=100) -> str:
+    """A value as a part of one line, of about so many characters at most."""
+    text = visible(str(value)).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 # ----------------------------------------------------------------------------------- plain values
@@ -110,7 +149,8 @@ def several(length, rule) -> Rule:
 
 
 def _is_plain(value):
-    return value is None or type(value) in (bool, int, float, str)
+    is_short = type(value) is not int or value.bit_length() < 64
+    return value is None or (type(value) in (bool, int, float, str) and is_short)
 
 
 def _are_flags(value):
@@ -121,14 +161,21 @@ def _are_flags(value):
     )
 
 
+def is_name(value) -> bool:
+    """Whether a class may be called so: a text that can be printed and written."""
+    if type(value) is not str or not 0 < len(value) <= 1000:
+        return False
+    return not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value)
+
+
 def _are_names(value):
-    are_texts = type(value) is list and all(type(name) is str and name for name in value)
-    return are_texts and len(set(value)) == len(value) > 0
+    are_names = type(value) is list and all(map(is_name, value))
+    return are_names and len(set(value)) == len(value) > 0
 
 
 TEXT = Rule("a text", lambda value: type(value) is str)
 FRACTION = number(0, 1)
-NAMES = Rule("a list of different texts", _are_names)
+NAMES = Rule("a list of different texts without control characters", _are_names)
 ARGS = Rule("texts, each with a plain value or a list of them", _are_flags)
 
 
@@ -163,12 +210,9 @@ def _below(key, name) -> str:
 
 def shown(value) -> str:
     """A value in a few words; of a compound one, its type."""
-    if type(value) is int and value.bit_length() > 100:
-        return "a number of more than 30 digits"
-    if not _is_plain(value):
-        return f"of type {type(value).__name__}"
-    text = visible(str(value))
-    return text if len(text) <= 40 else f"{text[:40]}…"
+    if type(value) is int and not _is_plain(value):
+        return "a number of more than 18 digits"
+    return in_a_line(value) if _is_plain(value) else f"of type {type(value).__name__}"
 
 
 # --------------------------------------------------------------------------------------- tensors
@@ -176,7 +220,7 @@ def shown(value) -> str:
 
 def tensor_fault(value, key="") -> str | None:
     """Why a value is no tensor that can be copied: (…) numbers, each in a place of its own."""
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+    if type(value) is not torch.Tensor:
         return f"{key}: {shown(value)}, must be a tensor"
     is_plain = value.layout is torch.strided and not value.is_nested
     if not is_plain or value.device.type != "cpu" or value.dtype not in DTYPES:

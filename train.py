@@ -498,7 +498,7 @@ def settle_weights(args, saved, world):
     if not args.may_go_without:
         return args
     if saved:
-        scratch = saved["args"]["weights"] == "none"
+        scratch = saved["args"].get("weights") == "none"
         return parse_args(args.argv, scratch=True) if scratch else args
 
     # Rank 0 alone asks, and the others do as it does.

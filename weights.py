@@ -249,7 +249,7 @@ def load(net, state_dict, naming, path="state dict"):
         "unexpected": [key for key in given if key not in own],
         "mis-shaped": [key for key in both if given[key].shape != own[key].shape],
         "not floating-point": [key for key in floats if not given[key].is_floating_point()],
-        "not finite": [key for key in alike if not given[key].isfinite().all()],
+        "not finite": [key for key in alike if schema.range_fault(given[key], key)],
     }
 
     lists = [f"{len(keys)} {fault} ({some(keys, 3)})" for fault, keys in faults.items() if keys]
@@ -352,6 +352,9 @@ def unwrap(whole, path):
         raise WeightsError(f"{path}: holds no state dict of tensors; save net.state_dict()")
 
     state, keys = found
+    for key in state:
+        if not schema.is_name(key) or len(key) > 300:
+            raise WeightsError(f"{path}: a tensor is called {schema.in_a_line(key)}; rename it")
     prefix = ""
     while True:
         module = statistics.mode(key.partition(".")[0] for key in state) + "."

@@ -347,6 +347,7 @@ DISAGREEING = {  # what is other than in plain.a_checkpoint: what is said of it
     f"best_sha256: {'1' * 64}, but best.epoch is 1": SECOND | {"best_sha256": "1" * 64},
     "config.num_classes: 3, but class_names has 2": {"config": {"num_classes": 3}},
     "frequency: .3,., but class_names has 2": {"frequency": torch.zeros(3)},
+    "args.fit: a.nb.x1b.2J, must be squash or letterbox": {"args": {"fit": "a\nb\x1b[2J"}},
     "model: head.bias is no linear head": {"model": {"head.bias": torch.zeros(2)}},
     "model: nothing is no linear head": {"model": {}},
     "model.head.bias: .2,., weight .3, 2., but it has 2 outputs": {
@@ -376,7 +377,7 @@ FOREIGN = [
     b"\xff\xfe\x00", b"caf\xe9", b"not json", b"[1, 2]", b"3", b'"text"', b"null", b"{}",
     b'{"epoch": "1"}', b'{"epoch": true}', b'{"epoch": -1}', b'{"epoch": 1e99}',
     b'{"epoch": 1, "loss": "low"}', b'{"epoch": 1, "loss": [1]}', b"[" * 100_000, b"9" * 5000,
-    b'{"epoch": 2, "loss": ' + b"9" * 400 + b"}", b"\0\0\0",
+    b'{"epoch": 2, "loss": ' + b"9" * 400 + b"}", b"\0\0\0", b'{"epoch": 1, "loss": 1e308}',
 ]  # fmt: skip
 
 

@@ -241,6 +241,30 @@ def test_a2d_mat_of_another_size_is_refused_before_it_is_read(tmp_path, what):
     assert ("label map (" in found) == ("dtype" not in what)
 
 
+@pytest.mark.parametrize("kind", ["virtual", "external", "link", "soft", "pipe"])
+def test_a2d_mat_is_read_from_its_own_file_alone(tmp_path, kind):
+    """A matrix that is made of itself ends the process in HDF5, a pipe in its place never does."""
+    write_a2d(tmp_path, {"a/1": (0, [11])}, kinds=("mat",))
+    h5py = pytest.importorskip("h5py")
+    os.mkfifo(tmp_path / "pipe")
+    other = tmp_path / "other.mat"
+    with h5py.File(other, "w") as out:
+        out["reS_id"] = np.full((9, 8), 11.0)
+    with h5py.File(tmp_path / "Annotations/mat/a/1.mat", "w") as out:
+        if kind == "virtual":
+            layout = h5py.VirtualLayout((9, 8), "f8")
+            layout[...] = h5py.VirtualSource(".", "reS_id", (9, 8))
+            out.create_virtual_dataset("reS_id", layout)
+        elif kind in ("external", "pipe"):
+            source = other if kind == "external" else tmp_path / "pipe"
+            out.create_dataset("reS_id", (9, 8), "f8", external=[(str(source), 0, 576)])
+        else:
+            link = h5py.ExternalLink(str(other), "/reS_id")
+            out["reS_id"] = h5py.SoftLink("/x") if kind == "soft" else link
+    (found,) = problems(data.A2D, tmp_path, "train")
+    assert "a/1.mat: no reS_id can be read" in found
+
+
 def test_a2d_mat_ids_are_whole_numbers(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.mat", "w") as file:

@@ -173,6 +173,26 @@ def test_sides_are_limited_too(tmp_path):
                 decoding.decode(file)
 
 
+def test_a_jpeg_of_many_scans_is_refused(tmp_path):
+    """Of 7000 x 7000 pixels, 75 bytes more take 40 ms more."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8))
+    image.save(tmp_path / "a.jpg", progressive=True)
+    content = (tmp_path / "a.jpg").read_bytes()
+    assert decoding.decode(tmp_path / "a.jpg").shape == (64, 64, 3)
+    last = content.rfind(b"\xff\xda")
+    (tmp_path / "b.jpg").write_bytes(content[:last] + 100 * content[last:-2] + content[-2:])
+    with pytest.raises(data.DataError, match="b.jpg: a JPEG of 1.. scans – save it again"):
+        decoding.decode(tmp_path / "b.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(data.DataError, match="a.jpg: .*is a pipe"):
+        decoding.decode(tmp_path / "a.jpg")
+
+
 FOREIGN = {
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
     "DOS PostScript": b"\xc5\xd0\xd3\xc6" + bytes(26) + b"%!PS-Adobe-3.0 EPSF-3.0\n",
@@ -197,6 +217,13 @@ def test_a_document_called_jpg_starts_no_program(tmp_path, monkeypatch, name):
     with pytest.raises(data.DataError, match="a.jpg: .* – (export|convert|replace)"):
         decoding.decode(tmp_path / "a.jpg")
     assert not sentinel.exists()
+
+
+def test_an_icon_is_no_picture(tmp_path):
+    """The pictures in it are as large as they like, and decoded as it is opened."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.ico")
+    with pytest.raises(data.DataError, match="a.ico: cannot be read .not an image"):
+        decoding.decode(tmp_path / "a.ico")
 
 
 # --------------------------------------------------------------------------------- levels of grey

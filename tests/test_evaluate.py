@@ -156,8 +156,8 @@ REFUSED = {
     "--workers -1": "--workers -1: must be a whole", "--workers 513": "--workers 513: must be",
     "--min-labels -1": "--min-labels -1: must be", "--threshold 1.1": "--threshold 1.1: must be",
     "--threshold nan": "--threshold nan: must be", "--blend fit": "--blend: of several",
-    f"--batch-size {'9' * 300}": "--batch-size a number of more than 30 digits: must be",
-    f"--workers {'9' * 31}": "--workers a number of more than 30 digits: must be",
+    f"--batch-size {'9' * 300}": "--batch-size a number of more than 18 digits: must be",
+    f"--workers {'9' * 31}": "--workers a number of more than 18 digits: must be",
     "--out=": "--out: names no folder", "--device=": "--device: is cpu, cuda or cuda:N",
     "--images=": "--images: of a table",
     "b.pt --blend fit --threshold 0.5": "--blend fit finds one", "--device tpu": "--device: is cpu",
@@ -307,6 +307,7 @@ def test_a_blend_that_is_of_others_or_no_blend_is_refused(scenes, members, tmp_p
         ({"weights": dict.fromkeys(files, math.nan), "threshold": 0.5}, "weights: of type dict"),
         ({"weights": [0.5, 0.5], "threshold": 0.5}, "weights: of type list, must"),
         ({"weights": half, "threshold": 0.5, "more": 1}, "more: is unexpected"),
+        ({"weights": half | {"c.pt": 0.5}, "threshold": 0.5}, "c.pt: is unexpected"),
     ):
         text = blend if isinstance(blend, str) else json.dumps(blend)
         (tmp_path / "blend.json").write_text(text)

@@ -680,6 +680,35 @@ def test_formats_are_those_that_pillow_opens_as_pictures():
     assert not {".eps", ".mpg", ".h5", ".pdf", ".heic", ".csv"} & set(known)
 
 
+@pytest.mark.parametrize("cell", [
+    "['\\x1b[2Jx']", '["\\u001b[2Jx"]', '["\\ud800x"]', "['a\\x00']", "['a\\rb']",
+    '["a\\u2028b"]', "['" + "x" * 1001 + "']",
+])  # fmt: skip
+def test_names_that_cannot_be_printed_are_refused(tmp_path, capsys, cell):
+    """Lists in cells spell characters that the table itself must not hold."""
+    quoted = cell.replace('"', '""')
+    fill(tmp_path, f'path,labels\na.png,"{quoted}"\nb.png,dog\n', "a.png b.png")
+    code, _, err = checked(tmp_path, "D/t.csv", capsys)
+    assert code == 3 and "D/t.csv:2: " in err and "is no list of labels" in err
+    assert err[:-1].isprintable()
+
+
+def test_a_class_folder_that_cannot_be_printed_is_refused(tmp_path, capsys):
+    fill(tmp_path, None, "p/dog/1.png p/dog/2.png p/\x1b[2Jcat/1.png p/\x1b[2Jcat/2.png")
+    code, out, err = checked(tmp_path, "D/p", capsys)
+    assert code == 3 and "no class can be called '\\x1b[2Jcat' – rename the folder" in err
+    assert "\x1b" not in "".join(out) + err
+
+
+def test_a_cell_without_end_is_refused_at_once(tmp_path, capsys):
+    """Quotation marks that are not closed would be looked for from each of them on."""
+    cell = "['" + "\\'" * 60_000 + "']"
+    fill(tmp_path, f"path,labels\na.png,{cell}\n", "a.png")
+    code, _, err = checked(tmp_path, "D/t.csv", capsys)
+    assert code == 3 and "D/t.csv:2: a cell of more than 10,000 characters" in err
+    assert len(err) < 200
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 @pytest.mark.parametrize(
     "name", ["classes.txt", "t.csv", "tree/list/train.txt", "tree/videoset.csv"]

@@ -6,8 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import metrics
 import pictures
 
 
@@ -139,3 +141,16 @@ def test_without_matplotlib_the_caller_is_told(tmp_path, monkeypatch):
         with pytest.raises(ImportError, match="matplotlib"):
             draw(what, tmp_path / "none.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["$a_$", "$\\frac$", "a$", "$"])
+def test_a_dollar_is_a_letter(tmp_path, name):
+    """matplotlib takes what is between two of them for a formula."""
+    pytest.importorskip("matplotlib")
+    rng = torch.Generator().manual_seed(0)
+    labels = (torch.rand(9, 2, generator=rng) < 0.5).float()
+    labels[:, 0] = 1
+    scores = torch.rand(9, 2, generator=rng)
+    frequency = labels.mean(0)
+    report = metrics.report(scores, labels, 0.5, [name, "b"], "these", frequency)
+    pictures.draw_classes(report, tmp_path / "classes.png")

@@ -1,5 +1,6 @@
 """schema.py: whatever stands in a file, it is refused by its key, or nothing changes by it."""
 
+import collections
 import copy
 import math
 import random
@@ -12,6 +13,7 @@ import checkpoint
 import evaluate
 import model
 import train
+import weights
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
 
@@ -28,7 +30,7 @@ MISFITS = {  # a part of OWN: what is given, what is said of it
               " to 1e+30"),
     "number": ({"step": -1}, "x.step: -1, must be a whole number from 0 to"),
     "bool": ({"step": True}, "x.step: True, must be a whole number"),
-    "many digits": ({"step": LARGE}, "x.step: a number of more than 30 digits, must be a whole"),
+    "many digits": ({"step": LARGE}, "x.step: a number of more than 18 digits, must be a whole"),
     "key": ({"more\n": 1}, "x.more\\n: is unexpected"),
     "overlap": ({"w": torch.zeros(1).expand(2, 3)}, "x.w: (2, 3) elements overlap in memory"),
 }  # fmt: skip
@@ -229,6 +231,70 @@ def test_every_leaf_of_a_checkpoint(ran, optimizer, use, every):
     if every == 1:
         assert {name for name, count in refused.items() if not count} <= of_no_use, refused
     assert sum(refused.values()) > len(cases[::every]) / 2
+
+
+class Shadowed:
+    """Pickled, it is an OrderedDict or a tensor with attributes in the place of its methods."""
+
+    def __init__(self, value, **attributes):
+        self.value, self.attributes = value, attributes
+
+    def __reduce__(self):
+        if isinstance(self.value, dict):
+            return collections.OrderedDict, (), self.attributes, None, iter(self.value.items())
+        rebuild, arguments = self.value.__reduce_ex__(2)[:2]
+        rest = rebuild, torch.Tensor, arguments, self.attributes
+        return torch._tensor._rebuild_from_type_v2, rest
+
+
+def shadowed(value):
+    """All dicts, or all tensors, of a tree so."""
+    attributes = ("get", "items", "keys", "values", "_metadata", "pop")
+    if isinstance(value, dict):
+        return Shadowed({k: shadowed(v) for k, v in value.items()}, **dict.fromkeys(attributes, 5))
+    if isinstance(value, list):
+        return [shadowed(part) for part in value]
+    return value
+
+
+def shadowed_tensors(value):
+    attributes = ("numel", "aminmax", "isfinite", "is_floating_point", "stride", "copy_", "detach",
+                  "contiguous", "clamp", "dim", "nbytes_")  # fmt: skip
+    if isinstance(value, dict):
+        return {k: shadowed_tensors(v) for k, v in value.items()}
+    if isinstance(value, torch.Tensor):
+        return Shadowed(value, **dict.fromkeys(attributes, torch.Size))
+    return value
+
+
+@pytest.mark.parametrize("make", [shadowed, shadowed_tensors])
+@pytest.mark.parametrize("optimizer, use", USES)
+def test_attributes_in_the_place_of_methods_do_nothing(ran, optimizer, use, make):
+    run = ran[optimizer]
+    use_it = getattr(run, use)
+    expected = copy.deepcopy(use_it())
+    assert not is_refused_or_equal(run, use_it, make(run.state), expected)
+
+
+def test_a_nan_behind_an_attribute_is_seen(ran):
+    run = ran["adam"]
+    bad = torch.full_like(run.state["model"]["head.3.bias"], math.nan)
+    model = run.state["model"] | {"head.3.bias": Shadowed(bad, numel=torch.Size)}
+    assert is_refused_or_equal(run, run.evaluated, run.state | {"model": model}, None)
+
+
+def test_many_names_of_one_part_take_no_time(tmp_path):
+    """40 lists, of which each holds the one before twice: 2^40 parts, if they were copied."""
+    value = []
+    for _ in range(40):
+        value = [value, value]
+    torch.save({"model": {"a": torch.zeros(1)}, "more": value}, tmp_path / "w.pth")
+    assert weights.unwrap(weights.read(tmp_path / "w.pth"), "w")[0]["a"] == 0
+    for _ in range(99):
+        value = [value]
+    torch.save({"model": {"a": torch.zeros(1)}, "more": value}, tmp_path / "w.pth")
+    with pytest.raises(weights.WeightsError, match="nested more than 100 deep"):
+        weights.read(tmp_path / "w.pth")
 
 
 def recursive():

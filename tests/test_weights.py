@@ -588,6 +588,49 @@ def test_packed_weights_are_refused_before_they_are_unpacked(tmp_path):
     refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says="unpack to 40,")
 
 
+def test_two_lists_of_parts_in_one_zip_are_refused(tmp_path):
+    """Python's zipfile reads the second one, where nothing is packed; torch would read the first.
+    """
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    content = (tmp_path / "packed.pth").read_bytes()
+    end = content.rfind(b"PK\5\6")
+    count, size, offset = struct.unpack("<HII", content[end + 10 : end + 20])
+    real = content[offset:end]
+    fake, at = bytearray(real), 0
+    while at < len(fake):  # of each part: stored, of the size that it is packed to
+        fake[at + 10 : at + 12] = bytes(2)
+        fake[at + 24 : at + 28] = fake[at + 20 : at + 24]
+        at += 46 + sum(struct.unpack("<HHH", fake[at + 28 : at + 34]))
+    last = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, size, offset, 0)
+    (tmp_path / "w.pth").write_bytes(content[:offset] + real + fake + last)
+    loaded = torch.load(tmp_path / "w.pth", weights_only=True)  # what torch makes of it
+    assert loaded["a"].numel() == 10**6
+    refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says="torch does not pack")
+
+
+@pytest.mark.parametrize("key", ["\x1b[2J\n.a", "m." * 100_000, "a\u2028b", ""])
+def test_a_key_that_cannot_be_printed_is_refused_in_one_line(tmp_path, key):
+    state = create_model("tiny", 5).state_dict()
+    torch.save(state | {key: torch.zeros(1)}, tmp_path / "w.pth")
+    said = refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says="is called")
+    assert "\x1b" not in said
+
+
+def test_weights_beyond_float32_are_not_finite(tmp_path):
+    """They would be infinite in the network, and the training blamed for it."""
+    state = create_model("tiny", 5).double().state_dict()
+    state["blocks.0.bn.bias"][0] = 1e300
+    torch.save(state, tmp_path / "w.pth")
+    says = "1 not finite .blocks.0.bn.bias"
+    refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says=says)
+
+
 class Shadow:
     """Pickled, it is the result of a call of whatever has this name, with this state."""
 
