@@ -21,6 +21,7 @@ import shutil
 import socket
 import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -265,7 +266,7 @@ class Run:
         self.last, self.best = self.folder / "last.pt", self.folder / "best.pt"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / "lock", "a+")  # noqa: SIM115 - open as long as the run
+            self.lock = open(self.folder / "lock", "a+", errors="replace")  # noqa: SIM115
         except OSError as error:
             raise CheckpointError(f"{folder}: {error.strerror} – choose another --out") from None
 
@@ -273,15 +274,18 @@ class Run:
         if fcntl:
             try:
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 self.lock.seek(0)
                 raise CheckpointError(
                     f"{folder}: in use by {self.lock.read()} – wait, or choose another --out"
                 ) from None
+            except OSError as error:
+                print(f"note: {folder}: {error.strerror}: two runs in it are not kept apart")
 
-        self.lock.truncate(0)
-        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.lock.flush()
+        with suppress(OSError):  # a full disk; who has the lock is only for the message
+            self.lock.truncate(0)
+            self.lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self.lock.flush()
 
         for stale in self.folder.glob(".*.tmp"):
             stale.unlink()
@@ -341,7 +345,7 @@ class Run:
 
     def write_args(self, flags: dict):
         """args.json: flags, versions and machine."""
-        (self.folder / "args.json").write_text(json.dumps(flags, indent=1) + "\n", encoding="utf-8")
+        write(self.folder / "args.json", [json.dumps(flags, indent=1).encode() + b"\n"])
 
     def save(self, state: dict, is_best=False):
         """An epoch becomes last.pt and, if it is the best one, best.pt; the last.pt before becomes
@@ -464,9 +468,11 @@ def environment() -> dict:
 
 
 def _sync_folder(folder):
+    """As far as the file system can: the file is whole either way."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -54,7 +54,8 @@ class World:
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
 
-        # Only now: until here a signal has nothing to save.
+    def listen(self):
+        """From here on a signal raises Interrupted: until here it has nothing to save."""
         signal.signal(signal.SIGINT, self._arrived)
         signal.signal(signal.SIGTERM, self._arrived)
 
@@ -64,11 +65,14 @@ class World:
             end_workers()
             os._exit(130)
 
-        # Before the first step nothing has to be waited for; after it, all ranks stop together.
-        self.signal = number
-        if not self.polled:
+        # Before the first step nothing has to be waited for; after it, all ranks stop together. One
+        # that comes while another, or the run, ends is heeded by nobody.
+        is_first, self.signal = self.signal is None, number
+        if self.polled is None:
+            return
+        if not self.polled and is_first:
             raise Interrupted(number)
-        if self.rank == 0:  # past Python's buffers, which the signal may have interrupted
+        if self.polled and self.rank == 0:  # past Python's buffers, which it may have interrupted
             with suppress(OSError):
                 os.write(2, b"\nstopping after this step\n")
 
@@ -285,21 +289,24 @@ def start(program, work, args, smaller, last) -> int:
     # Whatever happens, the other ranks are told, and no process stays behind.
     code = 1
     try:
+        world.listen()
         work(args, world)
         world.heed()
         code = 0
     except Interrupted as error:
+        world.polled = None
         code = 128 + error.args[0]
         kept = f"; {last} is whole, and --resume continues from it"
         text = kept if last and last.exists() else ""
         fail(f"\n{program}", code, f"{signal.Signals(error.args[0]).name}{text}")
     except Exception as error:
+        world.polled = None
         code, line = diagnose(error, smaller)
         if code == 1:
             raise
         fail(program, code, line)
     finally:
-        world.polled = True  # what is left cannot be interrupted
+        world.polled = None
         world.leave(code)
     return code
 

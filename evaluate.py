@@ -14,9 +14,14 @@ was chosen on the validation frames in training. The command runs under torchrun
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+
+if __name__ == "__main__":
+    # Until torch is loaded nothing can be lost: Ctrl-C needs no words.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 import torch.nn.functional as F
@@ -219,13 +224,24 @@ def print_predictions(names, classes, probabilities, decided):
         print(f"{name}: {told or f'no label; the likeliest is {ranked[0][1]} {ranked[0][0]:.0%}'}")
 
 
+def write_whole(write, path, *what):
+    """write(path, *what), but that a full disk leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary, *what)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def write_report(folder, report, log=None) -> str:
     """Writes report.csv, prints the table and, where matplotlib is installed, draws the charts.
 
     log      path of a log.jsonl, for curves.png
     returns  what else was written than the report, to be printed
     """
-    metrics.write_report_csv(folder / "report.csv", report)
+    write_whole(metrics.write_report_csv, folder / "report.csv", report)
     print(metrics.format_report(report))
 
     # Charts are worth no evaluation: what is in their way is said, and nothing more.
@@ -419,9 +435,9 @@ def write_files(folder, args, member, dataset, probabilities, threshold) -> str:
     """predictions.csv, predictions.png and, with --explain, explain.png: the names, to be printed.
     """
     decided = metrics.decide(probabilities, threshold, args.min_labels)
-    metrics.write_predictions(
-        folder / "predictions.csv", dataset.names, member.classes, probabilities.tolist(), decided,
-        dataset.labels,
+    write_whole(
+        metrics.write_predictions, folder / "predictions.csv", dataset.names, member.classes,
+        probabilities.tolist(), decided, dataset.labels,
     )  # fmt: skip
     if len(dataset) <= FEW:
         print_predictions(dataset.names, member.classes, probabilities, decided)

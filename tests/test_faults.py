@@ -362,6 +362,50 @@ def test_f2_other_threads_are_said_or_refused(scenes, tmp_path):
         assert ("note: " in log.read_text() and "threads 1 -> 2" in log.read_text()) == said
 
 
+def test_f2_where_no_epoch_is_left_no_best_is_looked_for(scenes, tmp_path):
+    """A finished run has nothing to put in the place of its best.pt, lost or another's."""
+    out = tmp_path / "run"
+    trained(scenes, out, "--epochs", "1")
+    trained(scenes, tmp_path / "other", "--epochs", "1", "--seed", "7")
+    for lost in (True, False):
+        (out / "best.pt").unlink()
+        if not lost:
+            shutil.copy(tmp_path / "other/best.pt", out / "best.pt")
+        code, text = trained(scenes, out, "--epochs", "1", "--resume", "override")
+        assert code == 3 and "no epoch is left – raise --epochs" in text
+        (out / "best.pt").touch()
+
+
+def test_f3_a_folder_that_cannot_be_synced_or_locked_is_trained_in(scenes, tmp_path):
+    """As some network file systems are."""
+    def plant():
+        real = os.fsync
+
+        def fsync(descriptor):
+            if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+                raise OSError(errno.EINVAL, "Invalid argument")
+            real(descriptor)
+
+        def lockf(*args):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        os.fsync, checkpoint.fcntl.lockf = fsync, lockf
+
+    code, text = trained(scenes, tmp_path / "run", "--epochs", "1", plant=plant)
+    assert code == 0 and "No locks available: two runs in it are not kept apart" in text
+    assert history(tmp_path / "run") == (1, 1, 1, True)
+
+
+def test_f9_args_json_is_of_the_flags_that_go_on(scenes, tmp_path):
+    out = tmp_path / "run"
+    trained(scenes, out, plant=lambda: before(checkpoint, "save", kill_self, call=3))
+    code, _ = trained(scenes, out, "--resume", "override", "--lr", "0.5",
+                      plant=lambda: before(train.Loss, "forward", kill_self))  # fmt: skip
+    assert code == 143 and json.loads((out / "args.json").read_text())["lr"] == 0.5
+    assert trained(scenes, out, "--resume")[0] == 0
+    assert json.loads((out / "args.json").read_text())["lr"] == 0.02
+
+
 def test_f2_a_lost_best_is_said_before_an_epoch_is_made(scenes, tmp_path):
     out = tmp_path / "run"
     trained(scenes, out, "--epochs", "1", plant=lambda: scored(0.9))
@@ -468,6 +512,46 @@ def test_f15_a_signal_at_any_moment_ends_an_evaluation(scenes, whole, tmp_path, 
     assert text.splitlines()[-1] == last and "Traceback" not in text, text
     # It ends there, and not once all is done.
     assert (tmp_path / "out/report.csv").exists() == (moment[1] == "draw_classes")
+
+
+WINDOWS = {  # where the first signal comes, and where another one after it
+    "handlers": ((distributed.World, "listen"), None),
+    "line of the first": ((evaluate, "open_members"), (distributed, "fail")),
+    "line of an error": ((distributed, "fail"), None),
+    "diagnosis": ((distributed, "diagnose"), None),
+    "leaving": ((distributed.World, "leave"), None),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_f15_a_signal_in_a_small_window_is_no_traceback(scenes, tmp_path, window):
+    """While handlers are set, while an error or another signal is told, while the process ends."""
+    first, second = WINDOWS[window]
+    (tmp_path / "page.pt").write_text("<html>")
+
+    def child():
+        if window == "handlers":
+            real = distributed.World.listen
+            setattr(*first, lambda world: (real(world), kill_self()))
+        else:
+            before(*first, kill_self)
+        if second:
+            before(*second, lambda: kill_self(signal.SIGINT))
+        return evaluate.main([str(tmp_path / "page.pt"), "--data", str(scenes)])
+
+    code = ended(fork(child, tmp_path / "log"))
+    text = (tmp_path / "log").read_text()
+    assert "Traceback" not in text and text.strip().count("\n") == 0, text
+    assert code == (143 if window in ("handlers", "line of the first") else 3), text
+
+
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py"])
+def test_f15_ctrl_c_while_torch_is_loaded_is_no_traceback(program):
+    process = subprocess.Popen([sys.executable, ROOT / program, "x.pt"], stderr=subprocess.PIPE)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert b"Traceback" not in process.stderr.read()
+    assert process.wait(60) in (-signal.SIGINT, 2)  # 2: it was there already, and x.pt is no flag
 
 
 def test_f15_a_signal_while_an_image_is_decoded_is_not_taken_for_a_bad_image(scenes, tmp_path):
@@ -624,12 +708,17 @@ def test_f28_a_step_that_does_not_fit_is_told_before_it(scenes, tmp_path):
         def plant(free=free):
             progress.free_memory = lambda: free
 
-        code, text = trained(scenes, out, "--epochs", "1", plant=plant)
+        flags = ["--epochs", "1", "--batch-size", "8"]
+        code, text = trained(scenes, out, *flags, plant=plant)
         warned = [line for line in text.splitlines() if line.startswith("warning: a step takes")]
         assert code == 0 and bool(warned) == told
         if told:
             assert "try --batch-size 4 --accumulate 2 or --checkpoint-activations" in warned[0]
             assert text.index(warned[0]) < text.index("epoch 1")
+    # A batch is never larger than all there is.
+    code, text = trained(scenes, tmp_path / "all", "--epochs", "1", "--batch-size", "1000",
+                         plant=lambda: setattr(progress, "free_memory", lambda: 23 * needed / 8))
+    assert code == 0 and "a step takes" not in text
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < progress.free_memory() < memory
 

@@ -152,5 +152,5 @@ def test_a_dollar_is_a_letter(tmp_path, name):
     labels[:, 0] = 1
     scores = torch.rand(9, 2, generator=rng)
     frequency = labels.mean(0)
-    report = metrics.report(scores, labels, 0.5, [name, "b"], "these", frequency)
+    report = metrics.report(scores, labels, 0.5, [name, "b"], f"{name}.json", frequency)
     pictures.draw_classes(report, tmp_path / "classes.png")
