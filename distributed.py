@@ -30,9 +30,10 @@ class Interrupted(KeyboardInterrupt):
 class World:
     """The processes of a run: this one, or all that torchrun started. They stop together.
 
-    A signal ends the program at once until `polled`, then on all ranks where the next `poll` is. A
-    second SIGINT ends the process without a word; what is on disk is whole at any moment. What
-    ranks tell each other but gradients goes over gloo on the CPU, so that no GPU has to wait.
+    A signal ends the program at once until `polled` is True, then on all ranks where the next
+    `poll` is; once it is None, as the process ends, one more changes nothing. A second SIGINT ends
+    the process without a word; what is on disk is whole at any moment. What ranks tell each other
+    but gradients goes over gloo on the CPU, so that no GPU has to wait.
 
     rank, size  0 of 1 without torchrun; rank 0 alone prints, and has the run folder
     raises      ValueError: torchrun's variables are not all there, or not what it sets;
@@ -92,6 +93,7 @@ class World:
         self.heed()
 
     def heed(self):
+        """Raises Interrupted, if a signal came to this rank."""
         if self.signal:
             raise Interrupted(self.signal)
 

@@ -231,8 +231,9 @@ def write_whole(write, path, *what):
         write(temporary, *what)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_report(folder, report, log=None) -> str:
