@@ -326,7 +326,8 @@ def diagnose(error, smaller):
     """
     text = str(error)
     if "Original Traceback" in text:  # raised in a worker, which sends all of it as the message
-        text = text.strip().rpartition(f"{type(error).__name__}: ")[2]
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+        text = text.removesuffix("\\n").strip()  # a DataError has escaped it
 
     # Ours, and those that have a type.
     if hasattr(error, "exit_code"):

@@ -1033,7 +1033,8 @@ def test_an_image_that_vanishes_during_training_is_named(
     flags = ["--cache", "off", "--workers", workers]
     assert run(tmp_path / "A2D", tmp_path / "run", *flags) == 3
     errors = capsys.readouterr().err
-    assert str(victim) in errors and errors.count("\n") == 1
+    assert errors.startswith(f"train.py: {victim}: ") and errors.count("\n") == 1
+    assert errors.endswith("replace or remove it\n") and "Traceback" not in errors
 
 
 def test_a_killed_worker_ends_with_code_5(scenes, tmp_path, capsys, monkeypatch):
