@@ -351,15 +351,15 @@ class Run:
         """An epoch becomes last.pt and, if it is the best one, best.pt; the last.pt before becomes
         last.prev.pt. At no moment is there a last.pt without the best.pt that it names.
 
-        raises  OSError (disk full): both are as they were, and the next save writes a best epoch
-                that has found no room
+        raises  OSError (disk full): all files are whole, and `_find_best` finds those that belong
+                together; the next save writes a best epoch that has found no room
         """
-        if is_best:
+        if is_best:  # what evaluation needs, without the optimizer
             self.unwritten = pack(state | {"optimizer": None, "scaler": None, "best_sha256": None})
         named = self.named
         if self.unwritten:
-            # What evaluation needs, without the optimizer. The named one stays until last.pt has
-            # the new name: an abandoned one, of a last.pt that has found no room, does not.
+            # The best that last.pt names is kept until it names the new one. A best.pt that it does
+            # not name is of an epoch whose last.pt has found no room.
             if self.named and sha256_in(self.best) == self.named:
                 _keep_as_previous(self.best)
             write(self.best, self.unwritten)

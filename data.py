@@ -28,6 +28,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -90,28 +91,28 @@ def _classes() -> tuple[np.ndarray, np.ndarray]:
     return of_id, of_colour
 
 
+@contextmanager
 def _matrix(path):
-    """What h5py shows of reS_id in an annotation of A2D, read or not: (W, H), as MATLAB stores
-    columns first."""
+    """reS_id of a `mat` annotation, of which nothing is read yet: h5py shows it as (W, H), since
+    MATLAB stores columns first."""
     try:
         import h5py
     except ImportError:
         raise DataError(f"{path}: .mat label maps need h5py – pip install h5py") from None
-    file = h5py.File(path)
-    # What lies in another file could be any, and a matrix that is made of itself ends the process.
-    is_link = not isinstance(file.get("reS_id", getlink=True), h5py.HardLink)
-    matrix = None if is_link else file["reS_id"]
-    if not isinstance(matrix, h5py.Dataset) or matrix.is_virtual or matrix.external:
-        raise ValueError("it is no matrix of this file")
-    return matrix
+    with h5py.File(path) as file:
+        # It could lie in any other file, and one that is made of itself ends the process.
+        is_link = not isinstance(file.get("reS_id", getlink=True), h5py.HardLink)
+        matrix = None if is_link else file["reS_id"]
+        if not isinstance(matrix, h5py.Dataset) or matrix.is_virtual or matrix.external:
+            raise ValueError("it is no matrix of this file")
+        yield matrix
 
 
 def matrix_size(path) -> tuple[int, int]:
     """(height, width) of a `mat` annotation, by its header: few bytes can be unpacked to any size.
     """
     try:
-        matrix = _matrix(path)
-        with matrix.file:
+        with _matrix(path) as matrix:
             width, height = matrix.shape
             # A part is unpacked as a whole, even if the matrix is smaller.
             largest = max(width * height, 1_000_000)
@@ -132,8 +133,7 @@ def read_label_map(path) -> tuple[np.ndarray, int]:
     """
     if str(path).endswith(".mat"):
         try:
-            matrix = _matrix(path)
-            with matrix.file:
+            with _matrix(path) as matrix:
                 ids = np.asarray(matrix[()]).T  # (H, W) float64
             whole = np.nan_to_num(ids, nan=NONE).clip(0, NONE).astype(np.uint8)
         except DataError:
