@@ -1,4 +1,5 @@
-"""What a long pass over frames says of itself: lines, rates, an estimate, peak memory."""
+"""What a long pass over frames says of itself: lines, rates, an estimate, peak memory; and, before
+it begins, that it may not fit."""
 
 import math
 import shutil

@@ -304,7 +304,10 @@ class Inert:
 
 
 def read(path):
-    """What a PyTorch or safetensors file holds, as data: no code in it runs; or WeightsError."""
+    """What a PyTorch or safetensors file holds, as data: no code in it runs.
+
+    raises  WeightsError; of a checkpoint of train.py, checkpoint.CheckpointError
+    """
     with open(path, "rb") as file:
         start = file.read(64)
     if instead := in_place_of_a_file(start):
