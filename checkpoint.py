@@ -21,7 +21,7 @@ import shutil
 import socket
 import struct
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -156,50 +156,60 @@ def pack(state: dict) -> tuple[memoryview, bytes]:
     return content, comment + digest.hexdigest().encode()
 
 
+@contextmanager
+def replacing(path):
+    """A temporary name in the folder of `path`, which becomes it where the block ends well.
+
+    raises  OSError naming path (disk full, folder gone): the file that was there is untouched
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write(path, parts):
     """Write bytes to `path` so that a kill or a full disk leaves the old file or the new one.
 
-    raises  OSError (disk full, folder gone): the file that was there before is untouched
+    raises  OSError, as `replacing`
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
     # The bytes are on the disk before the name points to them, and the name before we return.
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
     _sync_folder(path.parent)
 
 
 def save(path, state: dict):
+    """Write a checkpoint. raises  OSError, as `replacing`"""
     write(path, pack(state))
+
+
+def _end_of(path, count) -> bytes:
+    """The last bytes of a file; none where it has not as many, or cannot be read."""
+    try:
+        with open_file(path) as file:
+            file.seek(-count, os.SEEK_END)
+            return file.read()
+    except OSError:
+        return b""
 
 
 def sha256_in(path) -> str | None:
     """The hash that a checkpoint carries, unverified; None: there is no such file, or hash."""
-    try:
-        with open_file(path) as file:
-            file.seek(-64, os.SEEK_END)
-            digest = file.read().decode("ascii", "replace")
-    except OSError:
-        return None
+    digest = _end_of(path, 64).decode("ascii", "replace")
     return digest if _is_sha256(digest) else None
 
 
 def is_ours(path) -> bool:
     """Whether a file ends as a checkpoint does."""
-    try:
-        with open_file(path) as file:
-            file.seek(-TAIL, os.SEEK_END)
-            return file.read(len(COMMENT)) == COMMENT
-    except OSError:
-        return False
+    return _end_of(path, TAIL).startswith(COMMENT)
 
 
 def load(path) -> dict:

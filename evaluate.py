@@ -224,25 +224,14 @@ def print_predictions(names, classes, probabilities, decided):
         print(f"{name}: {told or f'no label; the likeliest is {ranked[0][1]} {ranked[0][0]:.0%}'}")
 
 
-def write_whole(write, path, *what):
-    """write(path, *what), but that a full disk leaves the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary, *what)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_report(folder, report, log=None) -> str:
     """Writes report.csv, prints the table and, where matplotlib is installed, draws the charts.
 
     log      path of a log.jsonl, for curves.png
     returns  what else was written than the report, to be printed
     """
-    write_whole(metrics.write_report_csv, folder / "report.csv", report)
+    with checkpoint.replacing(folder / "report.csv") as file:
+        metrics.write_report_csv(file, report)
     print(metrics.format_report(report))
 
     # Charts are worth no evaluation: what is in their way is said, and nothing more.
@@ -436,10 +425,10 @@ def write_files(folder, args, member, dataset, probabilities, threshold) -> str:
     """predictions.csv, predictions.png and, with --explain, explain.png: the names, to be printed.
     """
     decided = metrics.decide(probabilities, threshold, args.min_labels)
-    write_whole(
-        metrics.write_predictions, folder / "predictions.csv", dataset.names, member.classes,
-        probabilities.tolist(), decided, dataset.labels,
-    )  # fmt: skip
+    with checkpoint.replacing(folder / "predictions.csv") as file:
+        metrics.write_predictions(
+            file, dataset.names, member.classes, probabilities.tolist(), decided, dataset.labels
+        )
     if len(dataset) <= FEW:
         print_predictions(dataset.names, member.classes, probabilities, decided)
     write_page(folder / "predictions.png", dataset, member.classes, probabilities, decided)

@@ -131,6 +131,7 @@ LEARNING = f"""\
 !!     python train.py --arch efficientnet_lite0
 !! Where there is a network, this command fetches those of its own (with another --out, and without
 !! --weights none); --weights FILE takes a file that was fetched elsewhere."""
+
 # ------------------------------------------------------------------- names in published weights
 
 FC, LAST = (r"^fc$", "head"), (r"^last_linear$", "head")

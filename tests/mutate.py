@@ -151,7 +151,7 @@ FAULTS = [
      'torch.load(file, map_location="cpu"', "torch.load(file, map_location=None",
      "test_checkpoint.py -k another_device"),
     ("no fsync before the rename", "checkpoint.py",
-     "            os.fsync(file.fileno())\n", "", "test_checkpoint.py -k disk"),
+     "        os.fsync(file.fileno())\n", "", "test_checkpoint.py -k disk"),
     ("the old file removed before the new one is there", "checkpoint.py",
      "        os.replace(temporary, path)", "        path.unlink(missing_ok=True)\n"
      "        os.replace(temporary, path)", "test_faults.py -k f1_"),

@@ -17,6 +17,7 @@ import torch
 import checkpoint
 import pictures
 from tests.plain import a_checkpoint as state
+from tests.plain import packed
 
 
 def forked(child) -> int:
@@ -137,12 +138,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def test_packed_parts_are_refused_before_they_are_unpacked(tmp_path):
     """torch never packs; 3 MB of zeros would be 3 GB."""
     checkpoint.save(tmp_path / "plain.pt", state() | {"more": torch.zeros(10**7)})
-    with (
-        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
-        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as packed,
-    ):
-        for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
+    packed(tmp_path / "plain.pt", tmp_path / "a.pt")
     assert os.path.getsize(tmp_path / "a.pt") < 10**6
     hashed(tmp_path / "a.pt")
     with pytest.raises(checkpoint.CheckpointError, match="a.pt: ValueError .* unpack to 40,"):

@@ -24,7 +24,6 @@ import threading
 import time
 import types
 import unicodedata
-import zipfile
 
 import numpy as np
 import pytest
@@ -36,6 +35,7 @@ from torch import nn
 import model
 import weights
 from model import COEFFICIENTS, create_model
+from tests.plain import packed
 from weights import HALF, WEIGHTS, Weights, WeightsError
 
 
@@ -579,12 +579,7 @@ def test_a_head_of_as_many_classes_is_taken_or_refused(tmp_path, key, shape):
 
 def test_packed_weights_are_refused_before_they_are_unpacked(tmp_path):
     torch.save({"a": torch.zeros(10**7)}, tmp_path / "plain.pth")
-    with (
-        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
-        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
-    ):
-        for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
+    packed(tmp_path / "plain.pth", tmp_path / "w.pth")
     refused(create_model, "tiny", 5, "mish", str(tmp_path / "w.pth"), says="unpack to 40,")
 
 
@@ -592,12 +587,7 @@ def test_two_lists_of_parts_in_one_zip_are_refused(tmp_path):
     """Python's zipfile reads the second one, where nothing is packed; torch would read the first.
     """
     torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain.pth")
-    with (
-        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
-        zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
-    ):
-        for name in plain.namelist():
-            packed.writestr(name, plain.read(name))
+    packed(tmp_path / "plain.pth", tmp_path / "packed.pth")
     content = (tmp_path / "packed.pth").read_bytes()
     end = content.rfind(b"PK\5\6")
     count, size, offset = struct.unpack("<HII", content[end + 10 : end + 20])
