@@ -391,17 +391,13 @@ class Run:
 
 def _keep_as_previous(file):
     """x.pt gets the name x.prev.pt too, and keeps its own."""
-    previous = file.with_name(f"{file.stem}.prev.pt")
-    spare = file.with_name(f".{file.stem}.prev.{os.getpid()}.tmp")
-    # A kill may have left both names one file: to rename a third name of it onto the second does
-    # nothing then, and to copy into that name would damage both.
-    spare.unlink(missing_ok=True)
-    try:
-        os.link(file, spare)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(file, spare)
-    os.replace(spare, previous)
-    spare.unlink(missing_ok=True)  # after a save that failed, both names are one file
+    # After a kill or a failed save both names may be one file: then a rename of a third name of it
+    # onto the second does nothing, and leaves the third, and a copy into the second damages both.
+    with replacing(file.with_name(f"{file.stem}.prev.pt")) as spare:
+        try:
+            os.link(file, spare)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(file, spare)
 
 
 def refuse_other_frames(folder, saved, frames, classes, resume):

@@ -328,7 +328,7 @@ FAULTS = [
     ("an epoch twice in the log", "checkpoint.py",
      'if not old or old["epoch"] < row["epoch"]]', "]", "test_checkpoint.py -k log"),
     ("a second last.pt makes the spare name stay", "checkpoint.py",
-     "    spare.unlink(missing_ok=True)  # after", "    pass  # after",
+     "        temporary.unlink(missing_ok=True)", "        pass",
      "test_faults.py -k f11"),
     ("an output folder that cannot be made is a traceback", "checkpoint.py",
      'raise CheckpointError(f"{folder}: {error.strerror} – choose', 'raise TypeError(f"choose',
