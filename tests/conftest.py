@@ -13,27 +13,12 @@ import demo
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# Tests run as on a machine without a GPU, in the processes that they start too, but for those of
-# CUDA. A process that has used a GPU could not be forked into one that asks for it.
-CUDA_IS_AVAILABLE, VISIBLE = torch.cuda.is_available, os.environ.get("CUDA_VISIBLE_DEVICES")
 
-
-@pytest.fixture(scope="session", autouse=True)
-def without_a_gpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        yield
-
-
-@pytest.fixture(autouse=True)
-def with_a_gpu(request, monkeypatch):
-    """For the tests with "cuda" in their name: what this machine has."""
-    if "cuda" in request.node.name:
-        monkeypatch.setattr(torch.cuda, "is_available", CUDA_IS_AVAILABLE)
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        if VISIBLE is not None:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
+def pytest_configure(config):
+    """Tests run as on a machine without a GPU, but for `-k cuda`, which selects those of CUDA: a
+    process cannot both have used a GPU and be forked, or have been without and then use it."""
+    if not config.option.keyword.startswith("cuda"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(optionalhook=True)
