@@ -13,7 +13,7 @@ clamped; below -87, where e^x is subnormal but x e^x is not, the exponential sta
 mish(-inf) = -0, mish'(-inf) = 0, mish'(inf) = 1 and NaN stays (F.mish has NaN in all three places).
 
 Dropout stores no mask. Element i, counted in memory order, takes lane i % 8 of the eight 16-bit
-lanes of Philox4x32-10(key = seed, counter = (offset / 4, i // 8)). It is kept where the lane is at
+lanes of Philox4x32-7(key = seed, counter = (offset / 4, i // 8)). It is kept where the lane is at
 least k = round(65536 p), times 65536 / (65536 - k); a dropped element is +0 whatever the input. One
 (seed, offset) gives one mask, on CPU and GPU and for every tiling. They come from torch's default
 generators: on CUDA its (seed, offset), which moves on by 4; on a CPU, which has no offset, in CUDA
@@ -132,9 +132,10 @@ def curvature(x):
 
 
 def philox(seed, offset, group):
-    """Philox4x32-10 (Salmon et al. 2011): (G,) int64 -> four 32-bit words of each, (G, 4) int64.
+    """Philox4x32-7 (Salmon et al. 2011): (G,) int64 -> four 32-bit words of each, (G, 4) int64.
 
-    seed and offset are ints or int64 (), read as unsigned 64-bit numbers.
+    seed and offset are ints or int64 (), read as unsigned 64-bit numbers. Seven rounds are the
+    fewest that pass the tests of BigCrush there; torch's own dropout takes ten, with a margin.
     """
     low = 0xFFFFFFFF
     k0 = seed & low
@@ -143,7 +144,7 @@ def philox(seed, offset, group):
     c1 = (offset >> 34) & 0x3FFFFFFF
     c2 = group & low
     c3 = group >> 32
-    for _ in range(10):
+    for _ in range(7):
         a = 0xD2511F53 * c0
         b = 0xCD9E8D57 * c2
         c0 = (b >> 32) & low ^ c1 ^ k0
@@ -176,18 +177,25 @@ def jit(function):
 
 
 @jit
-def mish16(x):
-    """mish and mish' in fp32 for 16-bit results, <= 1 ULP; what is not used is not computed."""
+def mish16(x, dtype: constexpr):
+    """mish and mish' in fp32 for results of a 16-bit dtype, <= 1 ULP; what is not used is not
+    computed."""
     lo = tl.maximum(x, -200.0, propagate_nan=tl.PropagateNan.ALL)  # -inf * 0 would be NaN
     xc = tl.minimum(lo, 20.0, propagate_nan=tl.PropagateNan.ALL)
-    h = tl.exp2(xc * 0.7213475204444817)  # e^(x/2): exp2 flushes subnormals, products do not
-    e = h * h
+    # exp2 flushes subnormals, products do not: e^x is the product of two. It is 0 in fp16 anyway.
+    if dtype == tl.float16:
+        h = tl.exp2(xc * 1.4426950408889634)
+        rest = 1.0
+    else:
+        h = tl.exp2(xc * 0.7213475204444817)
+        rest = h
+    e = h * rest
     a = e + 2.0
     r = tl.rsqrt(tl.fma(e, a, 2.0))
     r *= r  # 1/d; a division costs 6 instructions more in range checks
     k = tl.fma(4.0 * xc, e, 4.0 * xc) * r  # 4x(e + 1) / d
-    value = lo * (h * (h * (a * r)))
-    slope = h * (h * ((a + k) * r))
+    value = lo * (h * (rest * (a * r)))
+    slope = h * (rest * ((a + k) * r))
     return value, slope
 
 
@@ -235,7 +243,7 @@ def philox_lanes(seed, counter, group):
     c1 = (counter >> 32).to(tl.uint32)
     c2 = group.to(tl.uint32)
     c3 = (group >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3)
+    w0, w1, w2, w3 = tl.philox(seed, c0, c1, c2, c3, n_rounds=7)
     even = tl.join(w0, w2)
     odd = tl.join(w1, w3)
     words = tl.join(even, odd)
@@ -264,7 +272,7 @@ def elementwise_kernel(dy_ptr, x_ptr, out_ptr, n, rng_ptr, seed: tl.int64, offse
     if out_ptr.dtype.element_ty == tl.float32:
         out, slope = mish32(x)
     else:
-        out, slope = mish16(x)
+        out, slope = mish16(x, out_ptr.dtype.element_ty)
     if dy_ptr is not None:
         dy = tl.load(dy_ptr + start + index, mask=mask)
         out = dy.to(tl.float32) * slope
@@ -352,7 +360,7 @@ def head_kernel(x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, target_ptr,
 
     # h = keep mish(z), and g = keep mish'(z) for the backward pass, which need not draw again.
     z = tl.sum(z, 0) + b1.to(tl.float32)[None, :]
-    h, g = mish16(z)
+    h, g = mish16(z, dtype)
     if DROP > 0:
         SCALE: constexpr = 65536 / (65536 - DROP)
         group = (row[:, None] * H + first_col) // 8
@@ -986,7 +994,7 @@ MODES = {"compile": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 MAIN_SHAPES = {"elementwise": [(2**26,)], "head": [(64, 2048)]}  # (B, F) of the head
 SHAPES = {
     "elementwise": [(2**16,), (2**20,), (2**26,)],
-    "head": list(itertools.product((24, 64, 80), (512, 2048, 2560, 4320))),
+    "head": [(64, 512), (24, 4320), (24, 2560), (64, 2048), (80, 2048)],  # the networks'; B > 64
 }
 COLUMNS = ["op", "dtype", "shape", "direction", "clock", "provider"]
 COLUMNS += ["us", "p20", "p80", "x eager", "GB/s", "of copy"]

@@ -46,9 +46,9 @@ def test_kernels_in_the_interpreter(which):
 
 ARCHITECTURES = [80, 86, 89, 90, 100]
 # Instructions an element (forward, backward without and with dropout). The most over the five
-# architectures and triton 3.6 and 3.8: fp16 17.5 22.5 28.3 32.8, bf16 18.0 23.3 28.8 33.8, fp32
-# 34.1 40.8 47.8 54.3. nvcc's code for F.mish has 57.5 and 95.
-BUDGET = {"fp16": (19, 23, 29, 34), "bf16": (20, 24, 30, 35), "fp32": (35, 42, 49, 56)}
+# architectures and triton 3.6 and 3.8: fp16 15.5 20.2 23.8 28.3, bf16 18.0 23.2 26.3 31.5, fp32
+# 34.1 40.8 45.1 51.7. nvcc's code for F.mish has 57.5 and 95.
+BUDGET = {"fp16": (16, 21, 24, 29), "bf16": (19, 24, 27, 32), "fp32": (35, 42, 46, 53)}
 CASES = [("fp16", a) for a in ARCHITECTURES] + [
     pytest.param(k, a, marks=() if a == 90 else pytest.mark.slow)
     for k, a in itertools.product(("bf16", "fp32"), ARCHITECTURES)
@@ -210,15 +210,15 @@ def test_head_kernels_wait_for_memory_no_more_than_they_have_to(tmp_path):
 
 
 def test_oracle_passes_random123():
-    """kat_vectors of Random123: philox4x32 10."""
+    """kat_vectors of Random123: philox4x32 7."""
     ones = 0xFFFFFFFF
     for key, counter, want in (
-        ((0, 0), (0, 0, 0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ((ones, ones), (ones,) * 4, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ((0, 0), (0, 0, 0, 0), "5f6fb709 0d893f64 4f121f81 4f730a48"),
+        ((ones, ones), (ones,) * 4, "5207ddc2 45165e59 4d8ee751 8c52f662"),
         (
             (0xA4093822, 0x299F31D0),
             (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-            "d16cfe09 94fdcceb 5001e420 24126ea1",
+            "4dfccaba 190a87f0 c47362ba b6b5242a",
         ),
     ):
         assert " ".join(f"{int(w):08x}" for w in oracle.philox(key, counter)) == want
