@@ -668,23 +668,22 @@ def batches(dataset, indices, batch_size, workers=0, pin=False, rank=0, ranks=1)
     )
 
 
-def to_device(batch: Batch, device, stream=None) -> Batch:
-    """Frames, labels, label maps on `device`, without waiting; sizes and index stay on the CPU.
-
-    stream  of the GPU, for the copies: they pass while the GPU is still at the steps before
-    """
+def to_device(batch: Batch, device) -> Batch:
+    """Frames, labels, label maps on `device`, without waiting; sizes and index stay on the CPU."""
     parts = {name: getattr(batch, name) for name in ("frames", "labels", "label_maps")}
-    with torch.cuda.stream(stream):
-        parts = {k: t if t is None else t.to(device, non_blocking=True) for k, t in parts.items()}
-
-    # What comes after on the current stream waits for the copies, and the host for nothing.
-    if stream is not None:
-        current = torch.cuda.current_stream(device)
-        current.wait_stream(stream)
-        for tensor in parts.values():
-            if tensor is not None:
-                tensor.record_stream(current)  # so that its memory is not given away before its use
+    parts = {k: t if t is None else t.to(device, non_blocking=True) for k, t in parts.items()}
     return batch._replace(**parts)
+
+
+def take_over(tensors, stream):
+    """The current stream of the GPU may read what another has made, or is going to make; the host
+    waits for nothing. stream None: there is no GPU."""
+    if stream is None:
+        return
+    current = torch.cuda.current_stream(stream.device)
+    current.wait_stream(stream)
+    for tensor in tensors:
+        tensor.record_stream(current)  # so that its memory is not given away before its use
 
 
 def describe(sets: dict[str, Frames]) -> str:

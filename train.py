@@ -142,10 +142,8 @@ class Sums:
         self.first_bad = self.norm + steps  # the step of the first loss that is not finite
 
     def add_batch(self, step, loss, scores, frames):
-        means = torch.cat([loss.view(1), scores])
-        self.scores += frames * means.double()
-        bad = torch.where(loss.isfinite(), self.steps, step)
-        self.first_bad = self.first_bad.minimum(bad)
+        self.scores += frames * torch.cat([loss.view(1), scores]).double()
+        self.first_bad = self.first_bad.minimum(torch.where(loss.isfinite(), self.steps, step))
 
     def add_step(self, norm):
         self.norm += norm.nan_to_num(0, 0)
@@ -223,9 +221,9 @@ class Trainer:
 
         window = args.batch_size * args.accumulate * world.size
         self.steps = math.ceil(len(training) / window)  # in an epoch
-        # On a GPU, batches are copied on a stream of their own, while the step before is computed.
+        # A GPU copies and augments a batch on a stream of its own, beside the step before.
         on_gpu = self.device.type == "cuda"
-        self.copies = torch.cuda.Stream(self.device) if on_gpu else None
+        self.ahead = torch.cuda.Stream(self.device) if on_gpu else None
         # Activations are recomputed with the state of a generator, which no graph can save. A graph
         # draws other dropout masks than the first batch does, which a resume meets elsewhere.
         eager = args.checkpoint_activations or args.deterministic or args.compile or world.size > 1
@@ -352,9 +350,11 @@ class Trainer:
 
     def next_images(self, loader, draws, progress):
         """(B, 3, S, S) images and (B, C) labels of the next batch, augmented on the device."""
-        batch = data.to_device(next(loader), self.device, self.copies)
-        progress.mark("data")
-        images, labels = self.augmentation(batch, draws)
+        with torch.cuda.stream(self.ahead):
+            batch = next(loader)
+            progress.mark("data")
+            images, labels = self.augmentation(data.to_device(batch, self.device), draws)
+        data.take_over([images, labels], self.ahead)
         progress.mark("augment")
         return images, labels
 

@@ -12,6 +12,7 @@ train.py has set for its own process. The memory of decoding processes is not co
 import argparse
 import ctypes
 import gc
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -53,7 +54,7 @@ class Timed(Progress):
 
     def __init__(self, name, steps, device, warm_frames):
         super().__init__(name, steps, device)
-        self.warm_frames = warm_frames
+        self.warm_frames, self.on_gpu = warm_frames, device.type == "cuda"
 
     def restart(self, warm=0):
         super().restart(warm)
@@ -63,23 +64,29 @@ class Timed(Progress):
     def mark(self, part):
         super().mark(part)
         self.record(part)
+        if self.on_gpu and part == "optimizer" and not self.warm:
+            self.restart(self.warm_frames)
 
     def record(self, part):
-        if self.device.type == "cuda":
+        if self.on_gpu:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.default_stream())  # which computes the gradients
             self.events.append((part, event))
 
     def summary(self, seen):
-        if self.events:
+        row = super().summary(seen)
+        if self.on_gpu:
             torch.cuda.synchronize()
             self.seconds = dict.fromkeys(PARTS, 0.0)
-        for (_, begin), (part, end) in itertools.pairwise(self.events):
-            self.seconds[part] += begin.elapsed_time(end) / 1e3
-        return super().summary(seen)
+            for (_, begin), (part, end) in itertools.pairwise(self.events):
+                self.seconds[part] += begin.elapsed_time(end) / 1e3
+            seconds = sum(self.seconds.values())
+            row |= {"seconds": seconds, "images_per_second": (seen - self.warm) / seconds}
+        return row
 
     def due(self, step):
-        return step in (0, self.steps - 1)
+        # On a GPU, to look at the first step would be to wait for it: the next would begin late.
+        return step + 1 == self.steps or (step == 0 and not self.on_gpu)
 
     def show(self, step, row):
         super().show(step, row)
@@ -204,7 +211,8 @@ def compare(args, world):
         paths = [os.path.abspath(path) for path in training.paths]
         pickle.dump((args, steps, paths, training.labels, inputs), plain.stdin)
         plain.stdin.flush()
-        print("waiting for the plain program, which has its turn in each round")
+        timm = importlib.metadata.version("timm")
+        print(f"waiting for the plain program, of timm {timm}, which has its turn in each round")
         plain.stdout.readline()  # until it is ready
         rounds["plain timm"] = []
     elif args.arch in TIMM_NAMES:

@@ -70,7 +70,7 @@ class PretendedCuda(TorchDispatchMode):
 
 
 class Stream:
-    cuda_stream = 0
+    cuda_stream, device = 0, 0
 
     def wait_stream(self, stream):
         pass

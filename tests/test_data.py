@@ -709,7 +709,9 @@ def test_cuda_copies_are_awaited_and_their_memory_is_kept():
     for late in (copies, torch.cuda.current_stream()):
         with torch.cuda.stream(late):
             torch.cuda._sleep(200_000_000)  # cycles: about 0.1 s
-        moved = data.to_device(batch, "cuda", copies)
+        with torch.cuda.stream(copies):
+            moved = data.to_device(batch, "cuda")
+        data.take_over([moved.frames, moved.labels], copies)
         assert moved.labels.is_cuda and moved.sizes is batch.sizes and moved.label_maps is None
         total = moved.frames.sum()
         del moved
