@@ -227,7 +227,7 @@ class Trainer:
         # Activations are recomputed with the state of a generator, which no graph can save. A graph
         # draws other dropout masks than the first batch does, which a resume meets elsewhere.
         eager = args.checkpoint_activations or args.deterministic or args.compile or world.size > 1
-        self.replays, self.replay = on_gpu and not eager, None
+        self.as_graph, self.replay = on_gpu and not eager, None
 
         self.epochs, self.best, self.threshold = 0, {"f1": -1.0, "epoch": 0}, 0.5
 
@@ -312,7 +312,7 @@ class Trainer:
             # Where fp16 gradients have overflowed, norm is not finite and the step left out.
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=not self.replays)  # a graph adds to these tensors
+            self.optimizer.zero_grad(set_to_none=not self.as_graph)  # a graph adds to these tensors
 
             if self.ema is not None and norm.isfinite():  # under --ema, the host waits here
                 self.update_average()
@@ -336,7 +336,7 @@ class Trainer:
         self.net.train()
         loss_of = self.world.parallel(self.loss)
         add_gradient = functools.partial(self.add_gradient, loss_of)
-        if self.replays and (self.replay is None or self.epochs == args.freeze_backbone):
+        if self.as_graph and (self.replay is None or self.epochs == args.freeze_backbone):
             self.replay = Replay(add_gradient, self.device)
         seed_everything(args.seed + self.epochs + 10_000 * self.world.rank)
         return loss_of, self.replay or add_gradient

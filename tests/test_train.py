@@ -566,7 +566,7 @@ def trained_on_cuda(scenes, *flags, **options):
         assert row["skipped"] == 0 and row["gradient_norm"] > 0  # every step was made
         values = [*net.state_dict().values(), *trainer.scored.state_dict().values()]
         states += [value.clone() for value in values]
-    assert bool(trainer.replays) == bool(trainer.replay and trainer.replay.graph)
+    assert bool(trainer.as_graph) == bool(trainer.replay and trainer.replay.graph)
     return states, row
 
 
@@ -585,18 +585,18 @@ def test_cuda_graph_trains_as_launches_one_by_one_do(scenes, amp):
     flags = *"--batch-size 4 --accumulate 3 --amp".split(), amp
     # the same kernels on the same numbers; which of cuDNN's may differ
     limit = 1e-2 if amp == "bf16" else 2e-3
-    launched = trained_on_cuda(scenes, *flags, replays=False)
-    are_close(trained_on_cuda(scenes, *flags, replays=True), launched, limit)
+    launched = trained_on_cuda(scenes, *flags, as_graph=False)
+    are_close(trained_on_cuda(scenes, *flags, as_graph=True), launched, limit)
 
 
 @CUDA
-@pytest.mark.parametrize("replays", [False, True])
+@pytest.mark.parametrize("as_graph", [False, True])
 @pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_cuda_compiled_training_is_the_eager_one(scenes, amp, replays):
+def test_cuda_compiled_training_is_the_eager_one(scenes, amp, as_graph):
     flags = "--batch-size", "8", "--amp", amp
-    launched = trained_on_cuda(scenes, *flags, replays=False)
+    launched = trained_on_cuda(scenes, *flags, as_graph=False)
     # other roundings to 16 bits, in three epochs of three steps
-    are_close(trained_on_cuda(scenes, *flags, "--compile", replays=replays), launched, 3e-2)
+    are_close(trained_on_cuda(scenes, *flags, "--compile", as_graph=as_graph), launched, 3e-2)
 
 
 class Watched(progress.Progress):
