@@ -440,3 +440,4 @@ if __name__ == "__main__":
         generate(args.out, args.train, args.val, args.seed, args.hint)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    print(f"written: {args.out}, {args.train} training and {args.val} validation frames")

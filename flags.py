@@ -9,6 +9,7 @@ A flag that is not given has the value of a recipe: that of the report, with cha
 import argparse
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -67,17 +68,17 @@ RANGES = {
     "min_labels": whole(0, 10**5),
 }  # fmt: skip
 
-# Flag, kind and help, by group. What is not given is the recipe's.
+# Flag, kind and help, by group. Help ends with the default, where the recipes have it.
 FLAGS = {
     "model": [
-        ("--arch", [*model.ARCHITECTURES], "network [seresnext101]"),
-        ("--head", ["mish", "linear"], "Linear-Mish-Dropout-Linear, or a Linear [mish]"),
+        ("--arch", [*model.ARCHITECTURES], "network"),
+        ("--head", ["mish", "linear"], "Linear-Mish-Dropout-Linear, or a Linear"),
         ("--weights", str, "none, imagenet (downloaded once, hash checked), a name from python "
-         "model.py, or a file [imagenet; tiny: none]"),
-        ("--dropout", float, "probability, in the mish head [0.5]"),
+         "model.py, or a file"),
+        ("--dropout", float, "probability, in the mish head"),
         ("--checkpoint-activations", bool, "recompute activations in the backward pass: less "
          "memory, about a third slower"),
-        ("--freeze-backbone", int, "first epochs: head only [0]"),
+        ("--freeze-backbone", int, "first epochs: head only"),
         ("--sync-bn", bool, "under torchrun on GPUs: batch-norm statistics of all processes' "
          "batches"),
         ("--freeze-bn", bool, "keep batch-norm statistics and scales as loaded: for small batches, "
@@ -85,46 +86,44 @@ FLAGS = {
     ],
     "data": [
         ("--data", str, "A2D folder, .csv of your images, folder of class folders, demo, or "
-         "demo:TRAIN/VAL for other numbers of drawn frames than 1024 and 256 [demo]"),
+         "demo:TRAIN/VAL for other numbers of drawn frames than 1024 and 256"),
         ("--val", str, ".csv or folder of the validation frames: all of --data is trained on then "
          "[those of --data that its splits, or a hash of the name, hold out]"),
         ("--images", str, "folder that the paths in a .csv are below [that of the .csv]"),
-        ("--image-size", int, "side of the network's input in pixels [224]"),
+        ("--image-size", int, "side of the network's input in pixels"),
         ("--fit", ["squash", "letterbox"], "evaluation: squash frames into the square, as the "
-         "course did, or pad them [squash]"),
+         "course did, or pad them"),
         ("--labels", ["visible", "frame"], "of a crop: the actors still in it, where label maps "
-         "exist, or the whole frame's [visible]"),
+         "exist, or the whole frame's"),
         ("--workers", int, "decoding processes [up to 8; 0 with --cache]"),
         ("--cache", ["off", "ram", "device"], "keep decoded frames, A2D's take 4.4 GB, in the "
-         "computer's memory or the GPU's [off]"),
+         "computer's memory or the GPU's"),
     ],
     "augmentation": [
         ("--augment", ["report", "flip", "none"], "the report's; evaluation's view, half of it "
-         "mirrored; or evaluation's view [report]"),
+         "mirrored; or evaluation's view"),
         ("--without", ([*augment.OPS],), "switch off any of " + ", ".join(augment.OPS)),
     ],
     "optimisation": [
-        ("--optimizer", ["sgd", "adam", "adamw"], "sgd: with momentum 0.9 [sgd]"),
-        ("--lr", float, "learning rate of an optimizer step, at the start [0.05]"),
+        ("--optimizer", ["sgd", "adam", "adamw"], "sgd: with momentum 0.9"),
+        ("--lr", float, "learning rate of an optimizer step, at the start"),
         ("--head-lr", float, "learning rate of the head [--lr]"),
-        ("--weight-decay", float, "L2, decoupled with adamw [5e-5]"),
+        ("--weight-decay", float, "L2, decoupled with adamw"),
         ("--schedule", ["cosine", "multistep", "two-stage"], "two-stage: cosine, for a fifth of "
-         "the epochs, then multistep from a tenth of --lr [two-stage]"),
+         "the epochs, then multistep from a tenth of --lr"),
         ("--t-max", int, "half the cosine's period in optimizer steps; 0: as long as the cosine "
-         "phase [150]"),
-        ("--milestones", (int,), "of multistep, epochs where the learning rate falls to a quarter "
-         "[5 10 20 40 75]"),
+         "phase"),
+        ("--milestones", (int,), "of multistep, epochs where the learning rate falls to a quarter"),
         ("--warmup", float, "first epochs, or a part of one, in which the learning rate rises to "
-         "--lr, linearly [0]"),
-        ("--epochs", int, "passes over the training frames [100]"),
-        ("--batch-size", int, "frames in a forward pass, of each process under torchrun [64; 24 "
-         "for B7]"),
-        ("--accumulate", int, "forward passes in an optimizer step [1; 3]"),
-        ("--clip-grad", float, "greatest norm of the gradient; 0: no limit [5]"),
+         "--lr, linearly"),
+        ("--epochs", int, "passes over the training frames"),
+        ("--batch-size", int, "frames in a forward pass, of each process under torchrun"),
+        ("--accumulate", int, "forward passes in an optimizer step"),
+        ("--clip-grad", float, "greatest norm of the gradient; 0: no limit"),
         ("--pos-weight", float, "weigh a class's positives by negatives / positives, at most by "
-         "this; 0: off [0]"),
+         "this; 0: off"),
         ("--ema", float, "score and keep the exponential average of the weights, with this factor "
-         "a step, or (1 + n) / (10 + n) in step n where that is less; 0: off [0]"),
+         "a step, or (1 + n) / (10 + n) in step n where that is less; 0: off"),
     ],
     "precision": [
         ("--amp", ["fp16", "bf16", "off"], "autocast type [fp16; off on a CPU]"),
@@ -135,7 +134,7 @@ FLAGS = {
         ("--device", str, "cpu, cuda, cuda:1 [cuda where there is one]"),
         ("--out", str, "run folder [runs/ARCH-DATA]"),
         ("--seed", int, "of order, draws, dropout; epoch e uses seed + e, process r of torchrun + "
-         "10000 r for dropout [0]"),
+         "10000 r for dropout"),
         ("--dry-run", bool, "one step, one validation batch, nothing is written"),
     ],
 }  # fmt: skip
@@ -176,6 +175,54 @@ def add_flags(parser, flags):
             parser.add_argument(flag, nargs=nargs, type=kind, metavar=metavar, help=text)
 
 
+def with_default(flag, text) -> str:
+    """The help of a flag and, in brackets, the value that filled_in gives it, of every recipe."""
+    name = flag.removeprefix("--").replace("-", "_")
+    if REPORT.get(name) in (None, []):
+        return text
+
+    def values(default, recipes):
+        """The default, and the networks whose recipes have another value."""
+        networks = {}
+        for arch, recipe in recipes.items():
+            if name in recipe:
+                networks.setdefault(words(recipe[name]), []).append(arch)
+        return ", ".join([default, *(f"{' '.join(a)} {value}" for value, a in networks.items())])
+
+    shown = values(words(REPORT[name]), RECIPES)
+    if name in DEMO:
+        shown += "; drawn scenes " + values(words(DEMO[name]), DEMO_RECIPES)
+        for case, recipe in ("on a GPU", DEMO_ON_A_GPU), ("from random weights", DEMO_SCRATCH):
+            if name in recipe:
+                shown += f", {case} {words(recipe[name])}"
+    return f"{text} [{shown}]"
+
+
+def words(value) -> str:
+    """A flag's value as it is typed."""
+    if isinstance(value, list):
+        return " ".join(map(words, value))
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
+
+
+def command_line(args) -> str:
+    """Flags with which train.py makes the same training, whatever the recipes say by then."""
+    unused = {"cosine": "milestones", "multistep": "t_max"}.get(args.schedule)
+    names = [flag for group in FLAGS.values() for flag, _, _ in group]
+    typed = []
+    for flag in [*names, "--with"]:
+        name = flag.removeprefix("--").replace("-", "_")
+        value = args.extra if flag == "--with" else vars(args)[name]
+        if value in (None, False, []) or name == unused:
+            continue
+        typed.append(flag)
+        if value is not True:
+            typed += map(words, value if isinstance(value, list) else [value])
+    return shlex.join(typed)
+
+
 def given_flags(parser, argv) -> dict:
     """What argv says, and all switches."""
     parsed = vars(parser.parse_args(argv))
@@ -211,13 +258,15 @@ def parse_args(argv=None, scratch=False):
     parser = Parser(
         description="Train the networks of a 2020 report on actor-action recognition (A2D).",
         usage="python train.py [flags]; --help lists them",
-        epilog="The values in [] are the report's; some networks, and the drawn scenes, have other "
-        "ones: see the recipes at the top of flags.py. Each run prints and records all of them.",
+        epilog="In [] is the value of a flag that is not given: the report's, and those of "
+        "networks and drawn scenes that have another. tiny has one, on every device. A run begins "
+        "by printing all of them.",
     )
 
     groups = {title: parser.add_argument_group(title) for title in FLAGS}
     for title, flags in FLAGS.items():
-        add_flags(groups[title], flags)
+        told = [(flag, kind, with_default(flag, text)) for flag, kind, text in flags]
+        add_flags(groups[title], told)
     groups["augmentation"].add_argument(
         "--with", nargs="+", choices=augment.EXTRA, dest="extra",
         help="switch on what the report tried and dropped: " + ", ".join(augment.EXTRA),

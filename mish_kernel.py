@@ -1140,6 +1140,8 @@ def main(argv=None):
         benchmark(("eager", "fused"), shapes, path=args.csv)
         if not args.quick:
             benchmark(("eager", *MODES), MAIN_SHAPES, path=args.csv)
+        if args.csv != os.devnull:
+            print(f"written: {args.csv}")
     return int(not all(error <= limit for _, error, limit in results))
 
 

@@ -43,7 +43,7 @@ import evaluate
 import metrics
 import model
 import weights
-from flags import parse_args, smaller
+from flags import command_line, parse_args, smaller
 from progress import Progress, memory_warning
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -651,10 +651,10 @@ def train(args, world):
         run = checkpoint.Run(args.out, args.resume)
     saved = world.first(run and run.saved)
     machine = checkpoint.environment()
-    print(*(f"{k} {v} ·" for k, v in machine.items()), f"device {args.device} · amp {args.amp}",
-          f"· {world.size} processes" * (world.size > 1))  # fmt: skip
+    print(*(f"{name} {value} ·" for name, value in machine.items()), f"processes {world.size}")
 
     args = settle_weights(args, saved, world)
+    print(command_line(args))
     if run and saved:
         free = vars(args).keys() - BUILT_IN if args.resume == "override" else FREE_TO_CHANGE
         run.refuse_other_flags(vars(args), free)

@@ -5,10 +5,12 @@ of a plain training, written with torch alone: tests/plain.py. What a flag does 
 in ELSEWHERE.
 """
 
+import itertools
 import json
 import math
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,77 @@ def test_every_flag_has_help(capsys):
     parts = re.split(r"^  --", text, flags=re.M)[1:]
     for flag, part in zip(flags, parts, strict=True):
         assert len(part.split()) >= 4, f"{flag} has no help"
+
+
+BY_OTHER_RULES = ("--arch", "--data", "--weights", "--workers", "--amp", "--device", "--val",
+                  "--images", "--head-lr", "--out")  # fmt: skip
+CASES_OF_DRAWN_SCENES = "on a GPU", "from random weights"
+
+
+def told_defaults(text):
+    """{flag: two pairs, of A2D and of the drawn scenes: the default, {network or case: another}},
+    from the brackets at the end of the help."""
+    found = {}
+    for help_of_flag in re.split(r"^  (?=--)", text, flags=re.M)[1:]:
+        brackets = re.search(r"\[([^\[\]]*)\]\s*(?:^\S|\Z)", help_of_flag, re.M)
+        if not brackets:
+            continue
+        halves = []
+        for half in " ".join(brackets[1].split()).split("; drawn scenes "):
+            default, *others = half.split(", ")
+            named = {}
+            for other in others:
+                case = [case for case in CASES_OF_DRAWN_SCENES if other.startswith(case)]
+                value = other.split()[-1]
+                for who in case or other.split()[:-1]:
+                    named[who] = value
+            halves.append((default, named))
+        found[help_of_flag.split()[0]] = halves if len(halves) == 2 else halves * 2
+    return found
+
+
+def test_help_tells_the_values_that_runs_have(capsys, monkeypatch):
+    """For every network: on A2D, and on drawn scenes on a CPU, on a GPU, from random weights."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        train.parse_args(["--help"])
+    told = told_defaults(capsys.readouterr().out)
+    assert told.keys() >= {"--epochs", "--lr", "--batch-size", "--image-size", "--seed", "--data"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for arch, flags in itertools.product(model.ARCHITECTURES, (
+        "--data A2D/", "", "--device cpu", "--device cpu --weights none", "--weights none",
+    )):  # fmt: skip
+        args = vars(train.parse_args(["--arch", arch, *flags.split()]))
+        drawn = "A2D" not in flags
+        for flag, halves in told.items():
+            if flag in BY_OTHER_RULES:
+                continue
+            value, named = halves[drawn]
+            value = named.get(arch, value)
+            if drawn and arch != "tiny":
+                value = named.get("on a GPU", value) if "cpu" not in flags else value
+                value = named.get("from random weights", value) if "none" in flags else value
+            wanted = args[flag[2:].replace("-", "_")]
+            wanted = wanted if isinstance(wanted, list) else [wanted]
+            assert [type(w)(v) for w, v in zip(wanted, value.split(), strict=True)] == wanted
+
+
+@pytest.mark.parametrize("flags", [
+    "--data A2D/", "--arch tiny", "--arch resnet34 --weights none --lr 0.0123456789012",
+    "--data A2D/ --schedule multistep --without gamma hsv --with vflip --ema 0.999 --compile",
+    "--data mine.csv --val 'of mine.csv' --images 'some folder/' --head linear --seed 3",
+    "--arch efficientnet_b7 --data A2D/ --out 'a b' --freeze-bn --device cpu",
+])  # fmt: skip
+def test_the_command_line_that_is_printed_makes_the_run_again(flags):
+    args = train.parse_args(shlex.split(flags))
+    again = train.parse_args(shlex.split(train.command_line(args)))
+    for name, value in vars(args).items():
+        if name not in ("argv", "may_go_without", "milestones", "t_max"):
+            assert vars(again)[name] == value, name
+    if args.schedule != "cosine":
+        assert again.milestones == args.milestones
+    if args.schedule != "multistep":
+        assert again.t_max == args.t_max
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch, capsys):

@@ -434,7 +434,9 @@ def test_a_model_without_options_is_the_reports():
 
 
 def test_the_table_of_the_command(capsys):
-    model.main()
+    with pytest.raises(SystemExit, match="2"):
+        model.main(["foo"])
+    model.main([])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "5.170" in lines["efficientnet_b7"] and "37.746 @ 600" in lines["efficientnet_b7"]
     assert "10.818" in lines["pnasnet5large"] and "24.937 @ 331" in lines["pnasnet5large"]
