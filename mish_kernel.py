@@ -501,7 +501,11 @@ def capability(device):
 
 @torch.compiler.assume_constant_result
 def has_kernels(device):
-    """Triton and an NVIDIA GPU of compute capability 8.0 or more, or TRITON_INTERPRET=1."""
+    """Triton and an NVIDIA GPU of compute capability 8.0 or more, or TRITON_INTERPRET=1; never in
+    torch.export, so that MishHead is exported as torch's own operators, which ONNX knows."""
+    # torch.compile calls this function and does not trace it: there it would read true as well.
+    if torch.compiler.is_exporting():
+        return False
     if device.type != "cuda" or triton is None or torch.version.hip:
         return INTERPRET
     return capability(device) >= (8, 0)
