@@ -26,12 +26,15 @@ from functools import cache, reduce
 from itertools import combinations, product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 import data
 import pictures
+from schema import described
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -202,10 +205,16 @@ def draw(batch, generator, sizes, size=224, without=(), extra=()):
     """All random parameters of `batch` samples: Draws.
 
     Row i is a function of the generator's state, of i and of sizes[i] alone.
+    generator  torch.Generator on the CPU, else a TypeError
     sizes      (B, 2) int64 true (height, width) of the frames
     size       side of the output in pixels
     without    names in OPS that never happen; extra: names in EXTRA that do, with p = 1/2
     """
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise TypeError(
+            f"generator is a torch.Generator on the CPU, got {described(generator)}; "
+            "augment.generator(seed, epoch, step) makes one"
+        )
     happens = {name: name not in without for name in OPS}
     happens |= {name: name in extra for name in EXTRA}
 
@@ -567,12 +576,42 @@ def normalize(images, mean, std, out=None):
 # ----------------------------------------------------------------------------- the whole thing
 
 
+TO_FRAMES = {  # (number of axes, which of them is of colours) -> what makes it (B, 3, H, W)
+    (4, 1): "",
+    (4, 3): ".permute(0, 3, 1, 2)",
+    (3, 0): "[None]",
+    (3, 2): ".permute(2, 0, 1)[None]",
+}
+
+
+def how_to_make(frames) -> str:
+    """Ends a message: the code that makes frames of what was passed for them, if there is any."""
+    if isinstance(frames, Image.Image):
+        return "; torch.from_numpy(decoding.rgb(frames)).permute(2, 0, 1)[None] makes them"
+    if not isinstance(frames, (Tensor, np.ndarray)):
+        return ""
+
+    shape = frames.shape
+    found = [code for (axes, axis), code in TO_FRAMES.items()
+             if len(shape) == axes and shape[axis] == 3]  # fmt: skip
+    if not found or 0 in shape:
+        return ""
+    code = "frames" if isinstance(frames, Tensor) else "torch.from_numpy(frames)"
+    code += found[0]
+    if "float" in str(frames.dtype):
+        return f"; of floats in 0..1 (255 * {code}).round().byte() makes them"
+    if "uint8" not in str(frames.dtype):
+        code += ".byte()"
+    return f"; {code} makes them"
+
+
 def true_sizes(frames, sizes):
     """Checks a batch of frames; returns its true sizes, (B, 2) int64 on the CPU."""
-    if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
-        raise TypeError(f"frames are uint8 levels 0..255, got {getattr(frames, 'dtype', frames)}")
-    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
-        raise ValueError(f"frames are (B, 3, H, W) and not empty, got {tuple(frames.shape)}")
+    levels = isinstance(frames, Tensor) and frames.dtype == torch.uint8
+    if not levels or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        wanted = "frames are a tensor (B, 3, H, W) of uint8 levels and not empty"
+        wrong = f"{wanted}, got {described(frames)}{how_to_make(frames)}"
+        raise ValueError(wrong) if levels else TypeError(wrong)
 
     shape = torch.tensor(frames.shape[2:])
     if sizes is None:

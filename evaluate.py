@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torchvision.transforms.functional import center_crop
 
 import augment
@@ -79,7 +80,7 @@ class Predictor:
 
         images   a path, a PIL image, or a list of them
         returns  [(class, probability), …], possibly empty; of a list, a list of these
-        raises   data.DataError: an image that cannot be read
+        raises   data.DataError: an image that cannot be read; TypeError: no image
         """
         if not isinstance(images, (list, tuple)):
             return self([images])[0]
@@ -100,8 +101,14 @@ class Predictor:
             for image in images[start : start + BATCH_SIZE]:
                 if isinstance(image, (str, Path)):
                     levels = decoding.decode(image, shorter)
-                else:
+                elif isinstance(image, Image.Image):
                     levels = decoding.rgb(image, shorter=shorter)
+                else:
+                    raise TypeError(
+                        "images are a path, a PIL image, or a list of them, got "
+                        f"{schema.described(image)}; PIL.Image.fromarray makes one of an (H, W, 3) "
+                        "uint8 array, torchvision's to_pil_image of a (3, H, W) tensor"
+                    )
                 frame = torch.from_numpy(levels).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
                 views.append(self.transform(frame.to(self.device)))
             rows.append(self.net(torch.cat(views)).float().cpu().sigmoid())

@@ -23,6 +23,7 @@ the average, so that is the default here, and se_pool="max" the report's wording
 import argparse
 import inspect
 import math
+import os
 from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -33,6 +34,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from layouts import did_you_mean
 from mish_kernel import MishHead
 from weights import FLAVOURS, WEIGHTS, family, input_config, load, open_weights
 
@@ -606,7 +608,7 @@ def create_model(
     raises    ValueError naming the choices; WeightsError
     """
     options = {option: value for option, value in options.items() if value is not None}
-    check_options(arch, head, options)
+    check_options(arch, head, weights, options)
 
     # The weights come first, since they say which of two functions the network is to be.
     source = open_weights(arch, weights) if weights not in (None, "none") else None
@@ -633,18 +635,26 @@ def create_model(
     return net
 
 
-def check_options(arch, head, options):
+def check_options(arch, head, weights, options):
     """raises  ValueError naming what can be chosen"""
     choices = {
         "arch": ARCHITECTURES, "head": ("mish", "linear"), "se_pool": ("avg", "max"),
-        "flavour": FLAVOURS.get(family(arch)),
+        "flavour": FLAVOURS.get(family(str(arch))),
     }  # fmt: skip
-    known = ["arch", "head", *inspect.signature(ARCHITECTURES.get(arch, Tiny)).parameters]
+    known = [name for name in inspect.signature(create_model).parameters if name != "options"]
+    known += inspect.signature(ARCHITECTURES.get(arch, Tiny)).parameters
     for option, value in {"arch": arch, "head": head, **options}.items():
         if option not in known:
-            raise ValueError(f"{arch} has no {option}, only {', '.join(known)}")
+            hint = did_you_mean(option, known)
+            if option == "pretrained":
+                hint = '; published weights are weights="imagenet"'
+            raise ValueError(f"{arch} has no {option}, only {', '.join(known)}{hint}")
         if option in choices and value not in choices[option]:
-            raise ValueError(f"{option} {value!r}: choose from {', '.join(choices[option])}")
+            listed = ", ".join(choices[option])
+            hint = did_you_mean(str(value).lower(), choices[option])
+            raise ValueError(f"{option} {value!r}: choose from {listed}{hint}")
+    if not isinstance(weights, (str, os.PathLike, type(None))):
+        raise ValueError(f'weights {weights!r}: "imagenet", a name in python model.py, or a file')
 
 
 def class_activation(net, images, c):

@@ -215,6 +215,15 @@ def shown(value) -> str:
     return in_a_line(value) if _is_plain(value) else f"of type {type(value).__name__}"
 
 
+def described(value) -> str:
+    """What somebody has passed, in a few words: its type and, of a tensor or an array, more."""
+    words = type(value).__name__
+    if hasattr(value, "dtype"):
+        words += f" of {value.dtype} {tuple(value.shape)}"
+    place = getattr(value, "device", "cpu")
+    return words if str(place) == "cpu" else f"{words} on {place}"
+
+
 # --------------------------------------------------------------------------------------- tensors
 
 

@@ -1,6 +1,7 @@
 """augment.py against albumentations (0.4.5 recorded, 2.0.8), OpenCV, Pillow and closed forms."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import augment
+import decoding
 from augment import FILL, ReportAugment, draw, generator
 
 HERE = Path(__file__).parent
@@ -937,6 +939,58 @@ def test_wrong_frames_are_a_clear_error(frames, sizes, message):
                       augment.EvalTransform(32)):
         with pytest.raises((TypeError, ValueError), match=message):
             transform(frames, sizes)
+
+
+SLIPS = {  # what somebody passes in place of frames (1, 3, H, W)
+    "colours last": lambda frames: frames.permute(0, 2, 3, 1),
+    "one frame": lambda frames: frames[0],
+    "one frame, colours last": lambda frames: frames[0].permute(1, 2, 0),
+    "floats": lambda frames: frames / 255,
+    "int64": lambda frames: frames.long(),
+    "array": lambda frames: frames.numpy(),
+    "array, colours last": lambda frames: frames.permute(0, 2, 3, 1).numpy(),
+    "array of one frame in floats": lambda frames: frames[0].permute(1, 2, 0).numpy() / 255,
+    "PIL image": lambda frames: Image.fromarray(frames[0].permute(1, 2, 0).numpy()),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_an_error_says_how_to_make_frames(slip):
+    """In code that does make them."""
+    frames = noise(1, 3, 8, 9)
+    given = SLIPS[slip](frames)
+    with pytest.raises((TypeError, ValueError), match="frames are a tensor") as caught:
+        augment.EvalTransform(32)(given)
+    code = re.search(r"; (?:of floats in 0\.\.1 )?(.*) makes them$", str(caught.value))[1]
+    made = eval(code, {"frames": given, "torch": torch, "decoding": decoding})
+    assert torch.equal(made, frames)
+
+
+@pytest.mark.parametrize("given, words", [
+    ("a.png", "str"),
+    ([noise(3, 8, 9)], "list"),
+    (noise(2, 1, 8, 9), r"Tensor of torch\.uint8 \(2, 1, 8, 9\)"),
+    (noise(0, 8, 9, 3), r"Tensor of torch\.uint8 \(0, 8, 9, 3\)"),
+])
+def test_an_error_says_what_can_be_no_frames(given, words):
+    with pytest.raises((TypeError, ValueError), match=f"not empty, got {words}$"):
+        ReportAugment(32)(given, generator(0, 0, 0))
+
+
+class Elsewhere(torch.Generator):
+    device = torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("given, words", [
+    (0, "int"),
+    (None, "NoneType"),  # torch would draw by its own generator, and never again the same
+    (np.random.default_rng(0), "Generator"),
+    (Elsewhere(), "Elsewhere on cuda:0"),
+])
+def test_an_error_says_where_a_generator_comes_from(given, words):
+    advice = r"augment\.generator\(seed, epoch, step\) makes one"
+    with pytest.raises(TypeError, match=f"on the CPU, got {words}; {advice}$"):
+        ReportAugment(32)(noise(1, 3, 8, 9), given)
 
 
 def test_wrong_options_are_a_clear_error():

@@ -243,6 +243,18 @@ def test_a_predictor_names_an_image_that_cannot_be_read(members, tmp_path):
         evaluate.Predictor(tmp_path / "gone.pt")
 
 
+@pytest.mark.parametrize("given, words", [
+    (np.zeros((8, 9, 3), np.uint8), r"ndarray of uint8 \(8, 9, 3\)"),
+    ([np.zeros((8, 9, 3))], r"ndarray of float64 \(8, 9, 3\)"),
+    (torch.zeros(2, 3, 8, 9), r"Tensor of torch\.float32 \(2, 3, 8, 9\)"),
+    (None, "NoneType"),
+])
+def test_a_predictor_says_what_an_image_is(members, given, words):
+    predictor = evaluate.Predictor(members[0], "cpu")
+    with pytest.raises(TypeError, match=f"a list of them, got {words}; .*fromarray .*to_pil_image"):
+        predictor(given)
+
+
 def test_a_blend_of_members_that_see_differently(scenes, members, pictures, tmp_path, capsys):
     """Each member's own size, colours and fit; the mean of their thresholds."""
     names, paths, labels = pictures

@@ -578,6 +578,12 @@ def test_options_are_checked_and_rebuild_the_net():
         ({"arch": "seresnext101", "se_pool": "min"}, "avg, max"),
         ({"arch": "efficientnet_b0", "se": False}, "has no se"),
         ({"arch": "tiny", "flavour": "tf"}, "has no flavour"),
+        ({"arch": "ResNet50"}, "did you mean resnet34"),
+        ({"arch": None}, "arch None: choose from tiny"),
+        ({"arch": "tiny", "num_class": 5}, "num_classes, .*did you mean num_classes"),
+        ({"arch": "seresnext101", "se_pol": "max"}, "did you mean se_pool"),
+        ({"arch": "resnet34", "pretrained": True}, 'has no pretrained, .*; .* weights="imagenet"'),
+        ({"arch": "resnet34", "weights": True}, 'weights True: "imagenet", '),
     ):
         with pytest.raises(ValueError, match=listed):
             create_model(**arguments)
