@@ -1,16 +1,18 @@
 """A program as on a GPU, on a machine without one:
 
-    python -m tests.pretended_cuda train|evaluate FLAGS
+    python -m tests.pretended_cuda "train FLAGS" "evaluate FLAGS"      one after the other
 
 Tensors of a device "cuda" have a shape, a type and a device, but no values (torch's FakeTensor):
 what is brought back to the host is 0. So this shows what needs no values: that nothing is computed
 from tensors of two devices, that every call of torch.cuda is a possible one, and where the host
-waits for the GPU. Prints the number of waits by function. Backward passes do not run, for torch's
-engine looks for a driver: each parameter that the loss depends on gets a gradient of its shape.
+waits for the GPU. Prints the number of waits by function, of each command. Backward passes do not
+run, for torch's engine looks for a driver: each parameter that the loss depends on gets a gradient
+of its shape.
 """
 
 import collections
 import contextlib
+import shlex
 import sys
 import threading
 import traceback
@@ -164,11 +166,16 @@ def main():
     import evaluate
     import train
 
-    program = {"train": train, "evaluate": evaluate}[sys.argv[1]]
-    with PretendedCuda():
-        code = program.main(sys.argv[2:])
-    print("waits:", dict(waits))
-    return code
+    for command in sys.argv[1:]:
+        name, *flags = shlex.split(command)
+        program = {"train": train, "evaluate": evaluate}[name]
+        waits.clear()
+        with PretendedCuda():
+            code = program.main(flags)
+        print("waits:", dict(waits))
+        if code:
+            return code
+    return 0
 
 
 if __name__ == "__main__":

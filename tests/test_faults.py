@@ -167,7 +167,9 @@ def test_f1_a_kill_before_any_system_call_of_a_save(tmp_path, is_best):
 
 
 @pytest.mark.parametrize("kills, flags", [
-    (40, ["--epochs", "40"]), (8, ["--epochs", "10", "--workers", "2", "--cache", "off"]),
+    (10, ["--epochs", "12"]), (3, ["--epochs", "6", "--workers", "2", "--cache", "off"]),
+    pytest.param(40, ["--epochs", "40"], marks=pytest.mark.slow),
+    pytest.param(8, ["--epochs", "10", "--workers", "2", "--cache", "off"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_f2_random_kills_end_with_the_same_bits(scenes, tmp_path, kills, flags):
     """A short training that saves after every epoch, killed often, then left to finish."""
@@ -818,12 +820,15 @@ def epoch_of_noise(world, n, batch, accumulate):
 
 
 CASES = [(n, b, k) for n in range(1, 41) for b, k in ((1 + n % 5, 1 + n % 3), (4, 2))]
+FEW = CASES[:24] + CASES[24::7]  # every N up to 12, and some beyond
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_f31_ranks_give_the_weights_and_scores_of_one_process(tmp_path, size):
+@pytest.mark.parametrize(
+    "size, trains",
+    [(2, FEW), (3, FEW[::3])] + [pytest.param(n, CASES, marks=pytest.mark.slow) for n in (2, 3)],
+)
+def test_f31_ranks_give_the_weights_and_scores_of_one_process(tmp_path, size, trains):
     """N = 1 to 40 frames on 2 and 3 ranks of B against one process of 2 B and 3 B."""
-    trains = [case for case in CASES if size == 2 or case[0] % 3 == 1]
 
     def child():
         world = distributed.World()

