@@ -1,6 +1,6 @@
 """The report's augmentations as batched torch ops on the device, every sample with its own draws.
 
-    python augment.py IMAGE... --out grid.png       one row per op, then whole draws
+    python augment.py IMAGE... --out grid.png       one column per op, then whole draws
 
 Flip, scale, crop, pad, rotate (one affine sampling) -> one of gamma | hue, saturation, value |
 brightness, contrast -> one of Gaussian | motion | median blur -> coarse dropout -> normalise.
@@ -827,31 +827,47 @@ class EvalTransform:
 # ------------------------------------------------------------------------------------- preview
 
 
-def preview(path, frames, sizes, transform, seed=0, draws=4):
-    """Writes a page: a column per frame, a row per op of `transform` and per whole draw.
+def preview(path, frames, sizes, transform, seed=0):
+    """Writes a page: every op of `transform` alone, in a column of its own, then whole draws.
+
+    Each frame has a row of ops and a row of draws. Ops other than scale and crop are shown on the
+    whole frame, of which training sees a window.
 
     frames, sizes as in ReportAugment, on the CPU
     """
     size = transform.size
-    rows = {"frame": EvalTransform(size, transform.mean, transform.std)(frames, sizes)}
 
+    # The geometry that scales a frame until it fits, and puts it in the middle.
+    scale = size / sizes.amax(1, keepdim=True).double()  # (B, 1)
+    spare = size - scaled_size(sizes, scale).long()  # (B, 1, 2)
+    fitting = {"scale": scale, "crop": torch.zeros_like(spare), "pad": spare // 2}
+
+    alone = {}
     names = [name for name in OPS if name not in transform.without]
-    for name in (*names, *transform.extra):
+    for name in ("frame", *names, *transform.extra):
         others = [op for op in OPS if op != name]
-        alone = draw(len(frames), generator(seed, 0, 0), sizes, size, without=others)
-        for field, value in FORCE[name].items():
-            alone = alone._replace(**{field: torch.full_like(getattr(alone, field), value)})
-        rows[name], _ = transform.apply(frames, alone, sizes=sizes)
+        draws = draw(len(frames), generator(seed, 0, 0), sizes, size, without=others)
+        if name not in ("scale", "crop"):
+            draws = draws._replace(**fitting)
+        for field, value in FORCE.get(name, {}).items():
+            draws = draws._replace(**{field: torch.full_like(getattr(draws, field), value)})
+        alone[name], _ = transform.apply(frames, draws, sizes=sizes)
 
-    for step in range(draws):
-        rows[f"draw {step + 1}"], _ = transform(frames, generator(seed, 0, step), sizes=sizes)
+    images = list(alone.values())
+    for step in range(len(alone)):
+        drawn, _ = transform(frames, generator(seed, 0, step), sizes=sizes)
+        images.append(drawn)
 
-    images = torch.cat(list(rows.values()))
-    images = images * channels(transform.std) + channels(transform.mean)
-    levels = (images * 255).round().clamp(0, 255).to(torch.uint8)
-    captions = [[(name, "black")] for name in rows for _ in frames]
-    tiles = levels.permute(0, 2, 3, 1).numpy()
-    pictures.write_page(path, tiles, captions, columns=len(frames), cell=(size + 8, size + 4))
+    shown = torch.stack(images, 1)  # (B, 2 columns, 3, size, size)
+    shown = shown * channels(transform.std) + channels(transform.mean)
+    levels = (shown * 255).round().clamp(0, 255).to(torch.uint8)
+    tiles = [[(tile, []) for tile in row] for row in levels.permute(0, 1, 3, 4, 2).numpy()]
+
+    first = [("", row[: len(alone)]) for row in tiles]
+    second = [("", row[len(alone) :]) for row in tiles]
+    second[0] = ("All of them together, as training draws them", second[0][1])
+    cell = (max(size + 8, 88), size + 4)  # a column has room for its title
+    pictures.write_page(path, first + second, heads=list(alone), cell=cell)
 
 
 def main(argv=None):

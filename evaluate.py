@@ -44,7 +44,14 @@ from progress import clock, show_interval, show_line
 
 BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
 FEW = 10  # frames whose predictions are printed
-PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of explanations
+PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of any page
+LEGEND = [  # of predictions, lines of pictures.write_page
+    ("right", "right"),
+    ("wrong: predicted, not true", "wrong"),
+    ("missed: true, not predicted", "missed"),
+]
+HAS_LABEL = [("the frame has the label", "right"), ("the frame does not have it", "wrong")]
+WARM = ("below each frame, from red to yellow: what in it speaks for the class", "")
 
 
 # ----------------------------------------------------------------------------------- what is scored
@@ -476,31 +483,40 @@ def read_blend(args, thresholds):
 
 
 def write_page(path, dataset, classes, probabilities, decided):
-    """Frames spread over the data set: right labels green, wrong ones red, missed ones grey."""
+    """Frames spread over the data set, and which of their labels are right, wrong and missed."""
     shown = range(0, len(dataset), max(1, len(dataset) // PAGE))[:PAGE]
-    captions = []
+    tiles = []
     for i in shown:
-        # Without labels, what is predicted passes for right.
-        truth = decided[i] if dataset.labels is None else dataset.labels[i].bool().numpy()
-
-        right, missed = [], []
+        predicted, missed = [], []
         for c in sorted(range(len(classes)), key=lambda c: -probabilities[i, c]):
+            kind = kind_of(dataset.labels, i, c)
             if decided[i][c]:
-                colour = "green" if truth[c] else "red"
-                right.append((f"{classes[c]} {probabilities[i, c]:.0%}", colour))
-            elif truth[c]:
-                missed.append((f"missed: {classes[c]}", "gray"))
-        captions.append((right + missed)[:4])
-    pictures.write_page(path, [as_picture(dataset[i][1]) for i in shown], captions)
+                predicted.append((f"{classes[c]} {probabilities[i, c]:.0%}", kind))
+            elif kind == "right":
+                missed.append((classes[c], "missed"))
+        caption = (predicted + missed)[:4]
+        tiles.append((as_picture(dataset[i][1]), caption))
+
+    rows = [("", tiles[start : start + ROW]) for start in range(0, len(tiles), ROW)]
+    legend = [] if dataset.labels is None else LEGEND
+    pictures.write_page(path, rows, legend=legend)
+
+
+def kind_of(labels, i, c):
+    """What predicting class c for frame i is: "right", "wrong", or "" where labels are None."""
+    if labels is None:
+        return ""
+    return "right" if labels[i, c] else "wrong"
 
 
 def explain(path, predictor, dataset, classes, probabilities):
     """A page with a row a class: its most probable frames, and where in them the network saw it."""
-    transform, images, captions = predictor.transform, [], []
+    transform, rows = predictor.transform, []
     for name in classes:
         c = predictor.classes.index(name)
+        tiles = []
         for i in probabilities[:, c].argsort(descending=True)[:ROW].tolist():
-            _, frame, labels, _ = dataset[i]
+            frame = dataset[i][1]
             size = frame.shape[1:]
 
             # The map is stretched to the view, cut to what the view shows of the frame, and
@@ -512,10 +528,13 @@ def explain(path, predictor, dataset, classes, probabilities):
                 heat = center_crop(heat, [max(1, n * transform.size // max(size)) for n in size])
             heat = F.interpolate(heat, size, mode="bilinear")[0, 0, :, :, None].cpu().numpy()
 
-            images.append(pictures.heated(as_picture(frame), heat))
-            colour = "gray" if labels is None else "green" if labels[c] else "red"
-            captions.append([(f"{name} {probabilities[i, c]:.0%}", colour)])
-    pictures.write_page(path, images, captions, ROW)
+            caption = [(f"{probabilities[i, c]:.0%}", kind_of(dataset.labels, i, c))]
+            tiles.append((pictures.heated(as_picture(frame), heat), caption))
+        rows.append((name, tiles))
+
+    width, height = pictures.CELL
+    legend = [] if dataset.labels is None else HAS_LABEL
+    pictures.write_page(path, rows, legend=[*legend, WARM], cell=(width, 2 * height))
 
 
 def as_picture(frame):

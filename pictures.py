@@ -16,7 +16,15 @@ GREY = "#666666"
 BLACK = "#444444"
 MOST_CLASSES = 120  # in a chart
 CELL = (288, 164)  # pixels of a page's cell, width and height, in which a picture has a margin of 4
-LINE = 12  # pixels of a line of text
+LINE = 18  # pixels of a line of text
+LETTER, TITLE = 14, 18  # sizes of letters, pixels
+LEAST = 864  # pixels of a page's width at least, into which a legend fits
+SIGNS = {  # colour of a line of text by its kind, and the strokes of its sign through (x, y)
+    "right": (GREEN, [[(0, 4), (3, 8), (8, 0)]]),
+    "wrong": (RED, [[(0, 0), (8, 8)], [(0, 8), (8, 0)]]),
+    "missed": (GREY, [[(0, 5), (8, 5)]]),
+    "": (BLACK, []),
+}
 CURVES = [  # panel, key in log.jsonl, legend, colour, style, factor
     (0, "loss", "training", BLUE, "--", 1),
     (0, "val_loss", "validation", RED, "-", 1),
@@ -30,34 +38,81 @@ CURVES = [  # panel, key in log.jsonl, legend, colour, style, factor
 ]
 
 
-def write_page(path, images, captions, columns=6, cell=CELL):
-    """An image file of (H, W, 3) uint8 images, each above its lines of (text, colour)."""
-    width, height = cell
-    depth = height + LINE * max(len(caption) for caption in captions) + 8
-    rows = math.ceil(len(images) / columns)
-    sheet = Image.new("RGB", (width * columns, depth * rows), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default()
+def write_page(path, rows, heads=(), legend=(), cell=CELL):
+    """An image file of rows of pictures, each of which stands above its lines of text.
 
-    for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        row, column = divmod(k, columns)
-        left = column * width + 4
-        top = row * depth
-        tile = ImageOps.contain(Image.fromarray(image), (width - 8, height - 4))
-        sheet.paste(tile, (left, top + 4))
-        for n, (text, colour) in enumerate(caption):
-            line = top + height + n * LINE
-            pen.text((left, line), text, colour, font=font)
-    sheet.save(path)
+    rows    (title or "", pictures) of each row, a picture being an (H, W, 3) uint8 image and its
+            lines of (text, kind of SIGNS)
+    heads   titles of the columns
+    legend  lines of (text, kind), which stand side by side at the top
+    cell    (width, height) of a picture in pixels, with a margin of 4
+    """
+    width, height = cell
+    columns = max(len(tiles) for _, tiles in rows)
+    lines = max(len(caption) for _, tiles in rows for _, caption in tiles)
+    depth = height + LINE * lines + 8
+
+    # There is room for all titles, and what they leave empty is cut off at the end.
+    size = max(LEAST, width * columns), 3 * LINE + (depth + 2 * LINE) * len(rows)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.font = ImageFont.load_default(LETTER)
+    large = ImageFont.load_default(TITLE)
+    top = 0
+
+    left = 4
+    for text, kind in legend:
+        _write(pen, left, 4, text, kind)
+        left += 44 + pen.textlength(text)
+    if legend:
+        top += LINE + 8
+
+    for column, head in enumerate(heads):
+        _write(pen, column * width + 4, top, head, "")
+    if heads:
+        top += LINE
+
+    for title, tiles in rows:
+        if title:
+            pen.text((4, top + 4), title, "black", font=large)
+            top += LINE + 10
+        for column, (image, caption) in enumerate(tiles):
+            left = column * width + 4
+            tile = ImageOps.contain(Image.fromarray(image), (width - 8, height - 4))
+            sheet.paste(tile, (left, top + 4))
+            for n, (text, kind) in enumerate(caption):
+                _write(pen, left, top + height + n * LINE, text, kind)
+        top += depth
+    sheet.crop((0, 0, sheet.width, top)).save(path)
+
+
+def _write(pen, left, top, text, kind):
+    """A line of text, behind the sign of its kind and in its colour."""
+    colour, strokes = SIGNS[kind]
+    for stroke in strokes:
+        corners = [(left + x, top + 6 + y) for x, y in stroke]
+        pen.line(corners, colour, width=2)
+    if strokes:
+        left += 14
+    pen.text((left, top), text, colour)
 
 
 def heated(image, heat):
-    """An (H, W, 3) uint8 image under heat (H, W, 1) in [0, 1]: red where it is low, then yellow."""
+    """An image above itself in grey under heat: red where that is low, then yellow.
+
+    image    (H, W, 3) uint8
+    heat     (H, W, 1) in [0, 1]
+    returns  (2 H + gap, W, 3) uint8; a white gap lies between the two
+    """
     red = np.ones_like(heat)
     blue = np.zeros_like(heat)
     colour = 255 * np.concatenate([red, heat, blue], 2)
-    mixed = image * (1 - 0.6 * heat) + colour * 0.6 * heat
-    return mixed.astype(np.uint8)
+    grey = image.mean(2, keepdims=True)
+    mixed = grey * (1 - 0.8 * heat) + colour * 0.8 * heat
+
+    height, width, _ = image.shape
+    gap = np.full((1 + height // 40, width, 3), 255)
+    return np.concatenate([image, gap, mixed]).astype(np.uint8)
 
 
 def _panel(axes, grid, **texts):

@@ -8,7 +8,7 @@
 
 mish.png is the report's figure 5, from mish_kernel's closed forms. The charts, with at most 256
 colours, and the predictions are the first run's, the explanations the second's; pages of frames are
-JPEG. adam.png is made by tests/study_adam.py.
+JPEG. augment.jpg shows three drawn scenes. adam.png is made by tests/study_adam.py.
 """
 
 import sys
@@ -18,7 +18,12 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+import augment
+import data
+import evaluate
 from mish_kernel import slope, value
+
+AUGMENTED = (70, 200, 230)  # frames in validation: a bird, a car, and one of another shape
 
 
 def draw_mish(path):
@@ -53,15 +58,22 @@ def draw_mish(path):
     figure.savefig(path, dpi=100)
 
 
+def draw_augmentations(path):
+    frames = evaluate.open_sets("demo", ("val",))["val"]
+    batch = data.collate([frames[i] for i in AUGMENTED])
+    augment.preview(path, batch.frames, batch.sizes, augment.ReportAugment(112))
+
+
 if __name__ == "__main__":
     run, explained = map(Path, sys.argv[1:])
     folder = Path(__file__).parents[1] / "pictures"
     draw_mish(folder / "mish.png")
+    draw_augmentations(folder / "augment.jpg")
     for chart in ("curves.png", "classes.png"):
         with Image.open(run / chart) as image:
             small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
         small.save(folder / chart, optimize=True)
     for source, page in ((run, "predictions"), (explained, "explain")):
         with Image.open(source / f"evaluate-val/{page}.png") as image:
-            image.save(folder / f"{page}.jpg", quality=85)
+            image.save(folder / f"{page}.jpg", quality=80)
     print(f"written: {', '.join(sorted(file.name for file in folder.iterdir()))}")

@@ -1067,19 +1067,74 @@ def test_letterbox_and_bicubic_against_pillow():
 # --------------------------------------------------------------------------- preview and script
 
 
-def test_preview_shows_every_op(tmp_path):
-    frames, sizes = smooth(2, 3, 80, 100), torch.tensor([[80, 100], [80, 100]])
-    transform = ReportAugment(64, without=("hsv",), extra=("vflip",))
-    augment.preview(tmp_path / "grid.png", frames, sizes, transform, draws=2)
-    sheet = np.array(Image.open(tmp_path / "grid.png").convert("RGB"))
-    rows = 1 + len(augment.OPS) - 1 + 1 + 2
-    height = 68 + 12 + 8  # a margin of 4, a line of text
-    assert sheet.shape == (rows * height, 2 * 72, 3)
-    cells = sheet.reshape(rows, height, -1, 3)
-    shown = cells[0, 4:68, 4:68].transpose(2, 0, 1)  # the frame as evaluation sees it
-    assert (shown == levels_of(augment.EvalTransform(64)(frames[:1]))[0].numpy()).all()
-    assert ((cells[:, 68:80, 4:68] < 128).any((1, 2, 3))).all()  # something is written
-    assert len({cells[i, 4:68, 4:68].tobytes() for i in range(rows)}) == rows
+def previewed(path, frames, sizes, transform):
+    """{op: (B, 3, size, size) levels}, and whole draws, (B, draws, 3, size, size), of the page."""
+    size = transform.size
+    augment.preview(path, frames, sizes, transform, seed=3)
+    names = ["frame", *(name for name in augment.OPS if name not in transform.without)]
+    names += transform.extra
+    sheet = np.array(Image.open(path).convert("RGB"))
+    depth, width = size + 4 + 8, max(88, size + 8)
+    batch, title = len(frames), 28
+    assert sheet.shape == (18 + title + 2 * batch * depth, len(names) * width, 3)
+    heads = sheet[:18].reshape(18, len(names), width, 3)
+    assert (heads < 128).any((0, 2, 3)).all()  # each column has a title
+    lines = sheet[18 + batch * depth :][:title]
+    assert (lines < 128).any()  # and the draws
+    rows = np.concatenate([sheet[18 : 18 + batch * depth], sheet[18 + title + batch * depth :]])
+    cells = rows.reshape(2, batch, depth, len(names), width, 3)
+    shown = cells[:, :, 4 : 4 + size, :, 4 : 4 + size]
+    alone, draws = torch.from_numpy(shown.copy()).permute(0, 1, 3, 5, 2, 4)  # (B, columns, 3, …)
+    return dict(zip(names, alone.unbind(1), strict=True)), draws
+
+
+@pytest.mark.parametrize("height, width", [(80, 128), (160, 70), (64, 64)])
+def test_preview_shows_ops_alone_on_the_whole_frame(tmp_path, height, width):
+    """Each tile is what the op, with the draws of the page's seed, makes of the whole frame, which
+    is fitted into the middle."""
+    frames, sizes = smooth(2, 3, height, width), torch.tensor([[height, width]] * 2)
+    transform = ReportAugment(64, without=("median",), extra=("vflip",))
+    alone, _ = previewed(tmp_path / "grid.png", frames, sizes, transform)
+    frame = alone["frame"]
+    view = augment.EvalTransform(64, fit="letterbox")
+    # Augmentation cuts levels off where evaluation rounds them.
+    assert difference(frame, levels_of(view(frames))).max() <= 1
+    assert difference(alone["flip"], levels_of(view(frames.flip(3)))).max() <= 1
+
+    draws = draw(2, generator(3, 0, 0), sizes, 64)
+    holes = torch.full((2,), augment.HOLES)
+    for name, expected in {
+        "gamma": augment.gamma(frame, draws.gamma),
+        "hsv": augment.hue_saturation_value(frame, draws.shift),
+        "brightness": augment.brightness_contrast(frame, draws.contrast),
+        "gaussian": augment.gaussian_blur(frame),
+        "motion": augment.motion_blur(frame, draws.motion),
+        "dropout": augment.coarse_dropout(frame.clone(), draws.corners, holes),
+        "vflip": augment.flip_vertically(frame),
+    }.items():
+        assert torch.equal(alone[name], expected), name
+
+    # Scale and crop are what they are in training: windows of a frame that is not shrunk to fit.
+    for name in ("scale", "crop"):
+        others = [op for op in augment.OPS if op != name]
+        window = ReportAugment(64, without=others)(frames, generator(3, 0, 0))[0]
+        assert torch.equal(alone[name], levels_of(window)), name
+    scale = 64 / max(height, width)
+    pad = torch.tensor([[64 - height * scale, 64 - width * scale]] * 2).long() // 2
+    scale, degrees = torch.tensor([[scale, 10.0]] * 2, dtype=torch.float64).unbind(1)
+    turned, _ = warp(frames, scale, torch.zeros_like(pad), pad, degrees, torch.zeros(2), 64)
+    assert torch.equal(alone["rotate"], turned)
+
+
+def test_preview_shows_whole_draws_of_every_frame(tmp_path):
+    """As training makes them, also where frames differ in size."""
+    frames, sizes = smooth(2, 3, 80, 100), torch.tensor([[80, 100], [60, 90]])
+    transform = ReportAugment(96, without=("hsv", "median"))
+    alone, draws = previewed(tmp_path / "grid.png", frames, sizes, transform)
+    assert draws.shape == (2, len(alone), 3, 96, 96) == (2, 10, 3, 96, 96)
+    for step in range(10):
+        made, _ = transform(frames, generator(3, 0, step), sizes=sizes)
+        assert torch.equal(draws[:, step], levels_of(made))
 
 
 def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
@@ -1088,7 +1143,9 @@ def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     command = [sys.executable, "augment.py", tmp_path / "0.png", tmp_path / "1.png", "--size", "32"]
     subprocess.run([*command, "--out", tmp_path / "grid.png"], cwd=HERE.parent, check=True)
-    assert Image.open(tmp_path / "grid.png").width == 2 * 40
+    columns = 1 + len(augment.OPS)
+    shape = columns * 88, 18 + 2 * 44 + 28 + 2 * 44  # two rows of ops, two of whole draws
+    assert Image.open(tmp_path / "grid.png").size == shape
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
     done = subprocess.run([*command[:3], tmp_path / "2.png"], cwd=HERE.parent, capture_output=True,

@@ -361,29 +361,48 @@ def test_split_names_the_frames_that_are_scored(members, scenes, tmp_path):
                           probabilities(members[0], paths), threshold, labels)  # fmt: skip
 
 
-def page(frames, captions, columns):
-    """The picture of frames above their captions: cells of 288 by 164 and 12 a line."""
+INK = {"right": "#009E73", "wrong": "#D55E00", "missed": "#666666", "": "#444444"}
+STROKES = {"right": [(0, 4, 3, 8, 8, 0)], "wrong": [(0, 0, 8, 8), (0, 8, 8, 0)],
+           "missed": [(0, 5, 8, 5)], "": []}  # fmt: skip
+LEGEND = [("right", "right"), ("wrong: predicted, not true", "wrong"),
+          ("missed: true, not predicted", "missed")]  # fmt: skip
+
+
+def write(pen, left, top, text, kind):
+    """A line of text of 14 pixels, 14 to the right where it has a sign."""
+    for stroke in STROKES[kind]:
+        corners = np.reshape(stroke, (-1, 2)) + (left, top + 6)
+        pen.line(corners.flatten().tolist(), INK[kind], width=2)
+    left += 14 if kind else 0
+    pen.text((left, top), text, INK[kind], font=ImageFont.load_default(14))
+
+
+def page(frames, captions, legend):
+    """The picture of frames, six in a row above their captions: cells of 288 by 164, 18 a line."""
     lines = max(map(len, captions))
-    rows = -(-len(frames) // columns)
-    cell = 164 + 12 * lines + 8
-    sheet = Image.new("RGB", (288 * columns, cell * rows), "white")
+    rows = -(-len(frames) // 6)
+    cell = 164 + 18 * lines + 8
+    first = 26 if legend else 0
+    sheet = Image.new("RGB", (288 * 6, first + cell * rows), "white")
     pen = ImageDraw.Draw(sheet)
+    left = 4
+    for text, kind in legend:
+        write(pen, left, 4, text, kind)
+        left += 44 + ImageFont.load_default(14).getlength(text)
     for k, (frame, caption) in enumerate(zip(frames, captions, strict=True)):
-        left, top = 288 * (k % columns), cell * (k // columns)
+        left, top = 288 * (k % 6), first + cell * (k // 6)
         sheet.paste(ImageOps.contain(frame, (280, 160)), (left + 4, top + 4))
-        for n, (text, colour) in enumerate(caption):
-            place = (left + 4, top + 164 + 12 * n)
-            pen.text(place, text, colour, font=ImageFont.load_default())
+        for n, (text, kind) in enumerate(caption):
+            write(pen, left + 4, top + 164 + 18 * n, text, kind)
     return np.asarray(sheet)
 
 
 def caption(probability, predicted, truth):
-    """Predicted labels, the likeliest first, right ones green; then the missed ones, grey."""
+    """Predicted labels, the likeliest first, right or wrong; then the missed ones."""
     ranked = sorted(range(43), key=lambda c: -probability[c])
-    lines = [(f"{data.CLASSES[c]} {probability[c]:.0%}", "green" if truth[c] else "red")
+    lines = [(f"{data.CLASSES[c]} {probability[c]:.0%}", "right" if truth[c] else "wrong")
              for c in ranked if predicted[c]]  # fmt: skip
-    missed = [(f"missed: {data.CLASSES[c]}", "gray") for c in ranked
-              if truth[c] and not predicted[c]]  # fmt: skip
+    missed = [(data.CLASSES[c], "missed") for c in ranked if truth[c] and not predicted[c]]
     return (lines + missed)[:4]
 
 
@@ -396,13 +415,13 @@ def test_the_page_shows_what_was_right_and_what_was_missed(scenes, members, pict
     blend.write_text(json.dumps({"weights": weights, "threshold": threshold}))
     assert evaluated(tmp_path, *members, "--data", scenes, "--blend", blend) == 0
     captions = [caption(scores[i], scores[i] >= threshold, labels[i]) for i in range(9)]
-    colours = {colour for lines in captions for _, colour in lines}
-    assert colours == {"green", "red", "gray"}
-    expected = page([Image.open(path).convert("RGB") for path in paths], captions, 6)
+    kinds = {kind for lines in captions for _, kind in lines}
+    assert kinds == {"right", "wrong", "missed"}
+    expected = page([Image.open(path).convert("RGB") for path in paths], captions, LEGEND)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "predictions.png")), expected)
 
 
-def test_unlabelled_pictures_have_green_captions(scenes, members, tmp_path):
+def test_unlabelled_pictures_have_neither_signs_nor_a_legend(scenes, members, tmp_path):
     """Of 62 pictures every second one is on the page, up to 24."""
     for copy in ("a", "b"):
         shutil.copytree(scenes / "pngs320H", tmp_path / "pictures" / copy)
@@ -419,13 +438,16 @@ def test_unlabelled_pictures_have_green_captions(scenes, members, tmp_path):
     shown = range(0, 62, 2)[:24]
     captions = [caption(expected[i], expected[i] >= threshold, expected[i] >= threshold)
                 for i in shown]  # fmt: skip
+    plain = [[(text, "") for text, _ in lines] for lines in captions]
+    assert any(plain)
     frames = [Image.open(paths[i]).convert("RGB") for i in shown]
     ours = np.asarray(Image.open(out / "predictions.png"))
-    assert np.array_equal(ours, page(frames, captions, 6))
+    assert np.array_equal(ours, page(frames, plain, ()))
 
 
 def test_an_explanation_is_of_the_likeliest_frames(scenes, members, pictures, tmp_path):
-    """A row a class: its six likeliest frames, the likeliest first, and whether they have it."""
+    """A row a class, below its name: its six likeliest frames, the likeliest first, and whether
+    they have it."""
     names, paths, labels = pictures
     blend = tmp_path / "blend.json"
     weights = {str(members[0]): 0.0, str(members[1]): 1.0}
@@ -435,23 +457,42 @@ def test_an_explanation_is_of_the_likeliest_frames(scenes, members, pictures, tm
     flags = ["--data", scenes, "--explain", *classes, "--blend", blend]
     assert evaluated(tmp_path, *members, *flags) == 0
     scores = probabilities(members[1], paths)
-    captions, order = [], []
-    for name in classes:
-        c = data.CLASSES.index(name)
-        for i in scores[:, c].argsort(descending=True)[:6].tolist():
-            captions.append([(f"{name} {scores[i, c]:.0%}", "green" if labels[i, c] else "red")])
-            order.append(paths[i])
-    assert {line[0][1] for line in captions} == {"green", "red"}
     ours = np.asarray(Image.open(tmp_path / "explain.png"))
-    expected = page([Image.open(path).convert("RGB") for path in order], captions, 6)
-    assert ours.shape == expected.shape == (2 * 184, 6 * 288, 3)
-    for row in range(2):
-        top = 184 * row
-        assert np.array_equal(ours[top + 164 : top + 184], expected[top + 164 : top + 184])
-        for column in range(6):  # a frame's own picture, under a heat that differs by its place
-            cell = (slice(top, top + 164), slice(288 * column, 288 * column + 288))
-            a, b = (picture[cell].astype(float).mean(2).flatten() for picture in (ours, expected))
-            assert np.corrcoef(a, b)[0, 1] > 0.5
+    depth = 28 + 328 + 18 + 8  # a title, the frame twice, its caption
+    assert ours.shape == (26 + 2 * depth, 6 * 288, 3)
+
+    expected = Image.new("RGB", (6 * 288, 26 + 2 * depth), "white")
+    pen = ImageDraw.Draw(expected)
+    legend = [("the frame has the label", "right"), ("the frame does not have it", "wrong"),
+              ("below each frame, from red to yellow: what in it speaks for the class", "")]
+    left, kinds = 4, set()
+    for text, kind in legend:
+        write(pen, left, 4, text, kind)
+        left += 44 + ImageFont.load_default(14).getlength(text)
+    for row, name in enumerate(classes):
+        top, c = 26 + depth * row, data.CLASSES.index(name)
+        pen.text((4, top + 4), name, "black", font=ImageFont.load_default(18))
+        for column, i in enumerate(scores[:, c].argsort(descending=True)[:6].tolist()):
+            kind = "right" if labels[i, c] else "wrong"
+            kinds.add(kind)
+            write(pen, 288 * column + 4, top + 28 + 328, f"{scores[i, c]:.0%}", kind)
+            frame = Image.open(paths[i]).convert("RGB")
+            gap = 1 + frame.height // 40
+            twice = Image.new("RGB", (frame.width, 2 * frame.height + gap), "white")
+            twice.paste(frame, (0, 0))
+            twice.paste(frame, (0, frame.height + gap))
+            tile = ImageOps.contain(twice, (280, 324))
+            left, upper = 288 * column + 4, top + 28 + 4
+            expected.paste(tile, (left, upper))
+
+            # The lower of the two is under a heat that differs by its place.
+            half = tile.height * frame.height // twice.height
+            lower = slice(upper + half - 1, upper + tile.height), slice(left, left + tile.width)
+            a, b = (np.asarray(p).astype(float)[lower].mean(2) for p in (ours, expected))
+            assert np.corrcoef(a.flatten(), b.flatten())[0, 1] > 0.5
+            expected.paste(Image.fromarray(ours[lower]), (left, upper + half - 1))
+    assert kinds == {"right", "wrong"}
+    assert np.array_equal(ours, np.asarray(expected))
 
 
 class WhiteSeer(model.Network):
@@ -477,12 +518,15 @@ def test_an_explanation_lies_where_the_network_looked(tmp_path, fit, height, wid
     predictor = Namespace(net=WhiteSeer(), transform=view, classes=["white"], device="cpu")
     folder = data.ImageFolder(tmp_path / "a.png")
     evaluate.explain(tmp_path / "page.png", predictor, folder, ["white"], torch.ones(1, 1))
-    page = np.asarray(Image.open(tmp_path / "page.png")).astype(float)[4:164, 4:284]
+    page = np.asarray(Image.open(tmp_path / "page.png")).astype(float)
+    page = page[26 + 28 + 4 : 26 + 28 + 328, 4:284]  # below a legend and the class
     heat = np.maximum(page[..., 0] - page[..., 2], 0)  # red and yellow, not white, grey, black
-    scale = min(280 / width, 160 / height)  # the page's: the longer side fills the cell
+    above = height + 1 + height // 40  # the frame itself, and a gap
+    scale = min(280 / width, 324 / (above + height))  # the page's: the longer side fills the cell
     rows, columns = np.indices(heat.shape)
     centre = [(heat * axis).sum() / heat.sum() for axis in (rows, columns)]
-    expected = [scale * (top + height / 16), scale * (left + width / 16)]
+    assert not heat[: int(scale * above)].any()
+    expected = [scale * (above + top + height / 16), scale * (left + width / 16)]
     # a cell of the map is 4 of 64 pixels
     assert centre == pytest.approx(expected, abs=scale * max(height, width) * 4 / 64)
 

@@ -1,4 +1,4 @@
-"""pictures.py: charts, read back as SVG."""
+"""pictures.py: charts, read back as SVG, and pages."""
 
 import re
 import sys
@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
+import evaluate
 import metrics
 import pictures
 
@@ -154,3 +155,88 @@ def test_a_dollar_is_a_letter(tmp_path, name):
     frequency = labels.mean(0)
     report = metrics.report(scores, labels, 0.5, [name, "b"], f"{name}.json", frequency)
     pictures.draw_classes(report, tmp_path / "classes.png")
+
+
+def ink(path):
+    """(H, W) bool: where a page is not white; of colours nothing is left."""
+    return np.asarray(Image.open(path).convert("L")) < 230
+
+
+def grey(height, width):
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def test_signs_tell_without_colour(tmp_path):
+    """The same words behind each sign: a box of 8 pixels differs, what is beside it does not."""
+    kinds = ["right", "wrong", "missed", ""]
+    tile = grey(10, 10), [("ball-none 7%", kind) for kind in kinds]
+    pictures.write_page(tmp_path / "a.png", [("", [tile])])
+    dark = 255.0 - np.asarray(Image.open(tmp_path / "a.png").convert("L"))[164 : 164 + 4 * 18]
+    lines = dark.reshape(4, 18, -1)
+    lines /= lines.max((1, 2), keepdims=True)  # of the colours nothing is left
+    signs = lines[:3, :, 3:16] > 0.5
+    assert len({sign.tobytes() for sign in signs}) == 3
+    assert all(np.ptp(np.nonzero(sign)[1]) >= 7 for sign in signs)  # 8 pixels wide
+    text = lines[3, :, 4:-14]  # of no sign, for which there is no room
+    assert text.any() and not lines[:, :, :3].any()
+    assert all(np.allclose(line[:, 18:], text, atol=0.05) for line in lines[:3])
+    # A tick ends high on the right, a cross is its own mirror image, a dash lies in one height.
+    tick, cross, dash = (sign[:, sign.any(0)] for sign in signs)
+    rows = [np.nonzero(tick[:, column])[0].mean() for column in (0, tick.shape[1] // 2, -1)]
+    assert rows[2] < rows[0] < rows[1]
+    assert (cross == cross[:, ::-1]).mean() > 0.9
+    assert dash.any(1).sum() == 2
+
+
+def test_a_legend_heads_and_titles_take_their_own_room(tmp_path):
+    """What stands in each line is there, and the pictures are where they were, below it."""
+    rows = [("", [(grey(20, 40), [("a", "")]), (grey(20, 40), [])]), ("", [(grey(20, 40), [])])]
+    pictures.write_page(tmp_path / "plain.png", rows, cell=(48, 24))
+    plain = ink(tmp_path / "plain.png")
+    assert plain.shape == (2 * 50, pictures.LEAST)
+    assert plain[4:24, 4:44].all() and plain[4:24, 52:92].all() and plain[54:74, 4:44].all()
+
+    legend = [("yes", "right"), ("no", "wrong")]
+    rows = [("", rows[0][1]), ("birds", rows[1][1])]
+    pictures.write_page(tmp_path / "full.png", rows, ["one", "two"], legend, (48, 24))
+    full = ink(tmp_path / "full.png")
+    assert full.shape == (26 + 18 + 50 + 28 + 50, pictures.LEAST)
+    assert np.array_equal(full[44:94], plain[:50]) and np.array_equal(full[122:], plain[50:])
+    yes = ImageFont.load_default(14).getlength("yes")
+    for strip, *starts in ((full[:26], 4, 18, 48 + int(yes)), (full[26:44], 4, 52),
+                           (full[94:122], 4)):  # fmt: skip
+        assert all(strip[:, start : start + 8].any() for start in starts)
+        assert not strip[0].any() and not strip[-1].any() and not strip[:, :4].any()
+
+
+@pytest.mark.parametrize("legend", [evaluate.LEGEND, [*evaluate.HAS_LABEL, evaluate.WARM]])
+def test_a_legend_fits_on_a_page_of_one_frame(tmp_path, legend):
+    for frames in (1, 9):
+        rows = [("", [(grey(10, 10), [])] * frames)]
+        pictures.write_page(tmp_path / f"{frames}.png", rows, legend=legend)
+    one, nine = ink(tmp_path / "1.png")[:26], ink(tmp_path / "9.png")[:26]
+    assert nine.shape[1] == 9 * 288 > one.shape[1] == pictures.LEAST
+    assert one.any() and np.array_equal(nine[:, : pictures.LEAST - 4], one[:, :-4])
+    assert not nine[:, pictures.LEAST - 4 :].any()
+
+
+@pytest.mark.parametrize("letters", [evaluate.LEGEND, [*evaluate.HAS_LABEL, evaluate.WARM]])
+def test_the_font_has_the_letters_of_the_legends(letters):
+    font = ImageFont.load_default(14)
+    box = bytes(font.getmask("\uffff"))
+    for letter in set("".join(text for text, _ in letters)) - {" "}:
+        assert bytes(font.getmask(letter)) != box, letter
+
+
+def test_heat_is_told_by_brightness_and_the_plain_frame_stays():
+    """Above the frame, to the bit; below it black is black, red and yellow, brighter and brighter.
+    """
+    image = np.zeros((40, 3, 3), np.uint8)
+    image[:20] = 10, 60, 200
+    heat = np.broadcast_to(np.float32([[0], [0.5], [1]]), (40, 3, 1))
+    page = pictures.heated(image, heat)
+    assert page.shape == (40 + 2 + 40, 3, 3) and page.dtype == np.uint8
+    assert np.array_equal(page[:40], image) and (page[40:42] == 255).all()
+    assert (page[42:62, 0] == 90).all()  # grey, where nothing is seen
+    assert page[-1].tolist() == [[0, 0, 0], [102, 51, 0], [204, 204, 0]]
+    assert np.abs(page[42:62, 2] - np.array([222, 222, 18])).max() <= 1
