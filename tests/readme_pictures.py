@@ -75,5 +75,5 @@ if __name__ == "__main__":
         small.save(folder / chart, optimize=True)
     for source, page in ((run, "predictions"), (explained, "explain")):
         with Image.open(source / f"evaluate-val/{page}.png") as image:
-            image.save(folder / f"{page}.jpg", quality=80)
+            image.save(folder / f"{page}.jpg", quality=75)
     print(f"written: {', '.join(sorted(file.name for file in folder.iterdir()))}")
