@@ -877,8 +877,10 @@ def main(argv=None):
     parser.add_argument("--out", default="grid.png", help="picture to write (default grid.png)")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side (default 224)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
-    parser.add_argument("--without", nargs="*", default=(), choices=OPS, help="ops to switch off")
-    parser.add_argument("--extra", nargs="*", default=(), choices=EXTRA, help="ops to turn on")
+    parser.add_argument("--without", nargs="+", default=(), choices=OPS, help="ops to switch off")
+    parser.add_argument(
+        "--with", nargs="+", default=(), choices=EXTRA, dest="extra", help="ops to turn on"
+    )
     args = parser.parse_args(argv)
 
     try:
@@ -892,6 +894,7 @@ def main(argv=None):
         preview(args.out, batch.frames, batch.sizes, transform, args.seed)
     except (OSError, ValueError, struct.error) as problem:
         return f"--out {args.out} --size {args.size} --seed {args.seed}: {problem}"
+    print(f"written: {args.out}")
     return None
 
 

