@@ -641,7 +641,7 @@ def check_options(arch, head, weights, options):
         "arch": ARCHITECTURES, "head": ("mish", "linear"), "se_pool": ("avg", "max"),
         "flavour": FLAVOURS.get(family(str(arch))),
     }  # fmt: skip
-    known = [name for name in inspect.signature(create_model).parameters if name != "options"]
+    known = ["arch", "num_classes", "head", "weights", "dropout", "checkpoint_activations"]
     known += inspect.signature(ARCHITECTURES.get(arch, Tiny)).parameters
     for option, value in {"arch": arch, "head": head, **options}.items():
         if option not in known:
