@@ -366,6 +366,7 @@ def test_bad_arguments():
 # ------------------------------------------------------------------------------------- integration
 
 
+@pytest.mark.slow
 def test_opcheck():
     x = torch.randn(4, 3, 5, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
     flat = torch.randn(6, 32, requires_grad=True)

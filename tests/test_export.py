@@ -30,8 +30,8 @@ def namespaces(program):
 
 
 @pytest.mark.parametrize("arch", [
-    "tiny", "efficientnet_b0",
-    pytest.param("resnet34", marks=SLOW), pytest.param("seresnext101", marks=SLOW),
+    "tiny", *(pytest.param(arch, marks=SLOW) for arch in ("efficientnet_b0", "resnet34",
+                                                          "seresnext101")),
 ])  # fmt: skip
 def test_a_network_exported_with_two_images_takes_one_and_five(arch, tmp_path):
     net, images = sensible(arch)

@@ -316,7 +316,9 @@ def strange(rng):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
+)
 @pytest.mark.filterwarnings("ignore")  # prototypes of torch
 def test_random_structural_mutations(ran, seed):
     """100 of each seed: one to three parts of any size replaced, dropped, renamed, or added."""

@@ -380,8 +380,7 @@ def test_an_overridden_resume_trains_with_the_new_flags(scenes, tmp_path):
     assert json.loads((tmp_path / "args.json").read_text())["lr"] == 0.003
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_end_with_their_code_and_name_the_file(scenes, tmp_path, number, code):
+def test_ctrl_c_in_a_terminal_ends_with_its_code_and_names_the_file(scenes, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--data", str(scenes)]
     command += [
         "--out",
@@ -399,9 +398,9 @@ def test_signals_end_with_their_code_and_name_the_file(scenes, tmp_path, number,
     for line in process.stdout:
         if line.startswith("epoch 1:"):
             break
-    os.killpg(process.pid, number)  # the whole group, as a terminal or a scheduler does
+    os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 130
     assert "last.pt" in errors and "--resume" in errors and "Traceback" not in errors
     assert errors.startswith("\nstopping after this step\n")
     assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] >= 1
