@@ -26,7 +26,6 @@ from functools import cache, reduce
 from itertools import combinations, product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -576,33 +575,22 @@ def normalize(images, mean, std, out=None):
 # ----------------------------------------------------------------------------- the whole thing
 
 
-TO_FRAMES = {  # (number of axes, which of them is of colours) -> what makes it (B, 3, H, W)
-    (4, 1): "",
-    (4, 3): ".permute(0, 3, 1, 2)",
-    (3, 0): "[None]",
-    (3, 2): ".permute(2, 0, 1)[None]",
-}
-
-
 def how_to_make(frames) -> str:
     """Ends a message: the code that makes frames of what was passed for them, if there is any."""
     if isinstance(frames, Image.Image):
         return "; torch.from_numpy(decoding.rgb(frames)).permute(2, 0, 1)[None] makes them"
-    if not isinstance(frames, (Tensor, np.ndarray)):
+    shape = tuple(getattr(frames, "shape", ()))
+    if len(shape) not in (3, 4) or 0 in shape or 3 not in (shape[-3], shape[-1]):
         return ""
 
-    shape = frames.shape
-    found = [code for (axes, axis), code in TO_FRAMES.items()
-             if len(shape) == axes and shape[axis] == 3]  # fmt: skip
-    if not found or 0 in shape:
-        return ""
-    code = "frames" if isinstance(frames, Tensor) else "torch.from_numpy(frames)"
-    code += found[0]
+    code = "torch.as_tensor(frames)"
+    if shape[-3] != 3:
+        code += ".movedim(-1, -3)"
+    if len(shape) == 3:
+        code += "[None]"
     if "float" in str(frames.dtype):
         return f"; of floats in 0..1 (255 * {code}).round().byte() makes them"
-    if "uint8" not in str(frames.dtype):
-        code += ".byte()"
-    return f"; {code} makes them"
+    return f"; {code}.byte() makes them"
 
 
 def true_sizes(frames, sizes):
