@@ -19,6 +19,9 @@ def pytest_configure(config):
     process cannot both have used a GPU and be forked, or have been without and then use it."""
     if not config.option.keyword.startswith("cuda"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # With the first gradient torch decides whether gradients need threads, which no fork would
+        # survive: here, before an export pretends that there is a GPU.
+        torch.ones((), requires_grad=True).backward()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 another road, has to arrive at. Nothing here calls the program."""
 
 import math
+import time
 import zipfile
 
 import numpy as np
@@ -217,3 +218,11 @@ def a_checkpoint(value=1.0, epoch=1, best=0, **args) -> dict:
         "best": {"f1": 0.0, "epoch": best}, "best_sha256": None, "model": model, "average": None,
         "averaged": 0, "optimizer": {}, "scaler": {},
     }  # fmt: skip
+
+
+def wait_until(happened, seconds=60):
+    """Returns when happened() is true, and fails if it never is."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)

@@ -17,7 +17,7 @@ import torch
 import checkpoint
 import pictures
 from tests.plain import a_checkpoint as state
-from tests.plain import packed
+from tests.plain import packed, wait_until
 
 
 def forked(child) -> int:
@@ -213,8 +213,7 @@ def test_kills_during_continuous_saving_leave_loadable_files(tmp_path):
     for _ in range(12):
         (tmp_path / "moved").unlink(missing_ok=True)
         process = forked(child)
-        while not (tmp_path / "moved").exists():
-            time.sleep(0.005)
+        wait_until((tmp_path / "moved").exists)
         time.sleep(0.1 * rng.random())
         os.kill(process, signal.SIGKILL)
         assert finished(process) == -signal.SIGKILL
@@ -278,8 +277,7 @@ def test_a_run_in_use_or_finished_is_not_taken(tmp_path):
         time.sleep(20)
 
     process = forked(child)
-    while not (tmp_path / "last.pt").exists():
-        time.sleep(0.01)
+    wait_until((tmp_path / "last.pt").exists)
     with pytest.raises(checkpoint.CheckpointError, match=f"in use by process {process} on"):
         checkpoint.Run(tmp_path, True)
     os.kill(process, signal.SIGKILL)

@@ -594,10 +594,9 @@ def test_f16_no_worker_outlives_the_run(scenes, tmp_path, how):
         return train.main([*FLAGS, "--data", str(scenes), "--out", str(out), *flags])
 
     process = fork(child, tmp_path / "log")
-    while not (asleep if how == "SIGKILL" else out / "best.pt").exists() or len(
-        workers := decoding(process)
-    ) < 2:
-        time.sleep(0.01)
+    plain.wait_until((asleep if how == "SIGKILL" else out / "best.pt").exists)
+    plain.wait_until(lambda: len(decoding(process)) == 2)
+    workers = decoding(process)
     if how == "SIGKILL":
         os.kill(process, signal.SIGKILL)
     else:
@@ -934,8 +933,7 @@ def test_f32_one_signal_stops_all_ranks(scenes, tmp_path):
     out = tmp_path / "run"
     flags = ["--epochs", "100000", "--t-max", "9"]
     processes, codes = spread(scenes, out, *flags, seconds=30)
-    while not (out / "best.pt").exists():
-        time.sleep(0.01)
+    plain.wait_until((out / "best.pt").exists)
     os.kill(processes[1], signal.SIGTERM)
     assert codes() == [143, 143]
     checkpoint.load(out / "last.pt")
@@ -1006,8 +1004,7 @@ def test_f32_ctrl_c_ends_the_wait_for_the_others(tmp_path):
         return train.main(FLAGS)
 
     process = fork(child, tmp_path / "log")
-    while not (tmp_path / "started").exists():
-        time.sleep(0.01)
+    plain.wait_until((tmp_path / "started").exists)
     time.sleep(1)
     os.kill(process, signal.SIGINT)
     assert ended(process, 10) == -signal.SIGINT
@@ -1054,8 +1051,7 @@ def test_f32_torchrun_restarts_after_a_kill(scenes, tmp_path):
 # ------------------------------------------------------------------------ F33: other surroundings
 
 SURROUNDINGS = {
-    "-O": {"options": ["-O"]},
-    "-X dev": {"options": ["-X", "dev"]},
+    "-O -X dev": {"options": ["-O", "-X", "dev"]},
     "LANG=C, read-only source": {
         "env": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         "read_only": True,
