@@ -215,7 +215,7 @@ def command_line(args) -> str:
     for flag in [*names, "--with"]:
         name = flag.removeprefix("--").replace("-", "_")
         value = args.extra if flag == "--with" else vars(args)[name]
-        if value in (None, False, []) or name == unused:
+        if value is None or value is False or value == [] or name == unused:
             continue
         typed.append(flag)
         if value is not True:

@@ -98,6 +98,7 @@ def test_help_tells_the_values_that_runs_have(capsys, monkeypatch):
 
 @pytest.mark.parametrize("flags", [
     "--data A2D/", "--arch tiny", "--arch resnet34 --weights none --lr 0.0123456789012",
+    "--data A2D/ --t-max 0 --clip-grad 0 --workers 0 --weight-decay 0 --dropout 0",
     "--data A2D/ --schedule multistep --without gamma hsv --with vflip --ema 0.999 --compile",
     "--data mine.csv --val 'of mine.csv' --images 'some folder/' --head linear --seed 3",
     "--arch efficientnet_b7 --data A2D/ --out 'a b' --freeze-bn --device cpu",
