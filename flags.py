@@ -177,7 +177,7 @@ def add_flags(parser, flags):
 
 def with_default(flag, text) -> str:
     """The help of a flag and, in brackets, the value that filled_in gives it, of every recipe."""
-    name = flag.removeprefix("--").replace("-", "_")
+    name = name_of(flag)
     if REPORT.get(name) in (None, []):
         return text
 
@@ -189,13 +189,18 @@ def with_default(flag, text) -> str:
                 networks.setdefault(words(recipe[name]), []).append(arch)
         return ", ".join([default, *(f"{' '.join(a)} {value}" for value, a in networks.items())])
 
-    shown = values(words(REPORT[name]), RECIPES)
+    defaults = values(words(REPORT[name]), RECIPES)
     if name in DEMO:
-        shown += "; drawn scenes " + values(words(DEMO[name]), DEMO_RECIPES)
+        defaults += "; drawn scenes " + values(words(DEMO[name]), DEMO_RECIPES)
         for case, recipe in ("on a GPU", DEMO_ON_A_GPU), ("from random weights", DEMO_SCRATCH):
             if name in recipe:
-                shown += f", {case} {words(recipe[name])}"
-    return f"{text} [{shown}]"
+                defaults += f", {case} {words(recipe[name])}"
+    return f"{text} [{defaults}]"
+
+
+def name_of(flag) -> str:
+    """What args call it: image_size of --image-size."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def words(value) -> str:
@@ -213,7 +218,7 @@ def command_line(args) -> str:
     names = [flag for group in FLAGS.values() for flag, _, _ in group]
     typed = []
     for flag in [*names, "--with"]:
-        name = flag.removeprefix("--").replace("-", "_")
+        name = name_of(flag)
         value = args.extra if flag == "--with" else vars(args)[name]
         if value is None or value is False or value == [] or name == unused:
             continue

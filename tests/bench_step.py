@@ -64,7 +64,7 @@ class Timed(Progress):
     def mark(self, part):
         super().mark(part)
         self.record(part)
-        if self.on_gpu and part == "optimizer" and not self.warm:
+        if part == "optimizer" and not self.warm:
             self.restart(self.warm_frames)
 
     def record(self, part):
@@ -85,13 +85,8 @@ class Timed(Progress):
         return row
 
     def due(self, step):
-        # On a GPU, to look at the first step would be to wait for it: the next would begin late.
-        return step + 1 == self.steps or (step == 0 and not self.on_gpu)
-
-    def show(self, step, row):
-        super().show(step, row)
-        if step == 0:
-            self.restart(self.warm_frames)
+        # To look at the first step would be to wait for a GPU: the next one would begin late.
+        return step + 1 == self.steps
 
 
 class Files(Dataset):
@@ -141,7 +136,7 @@ def plain_program(args, files):
         loader = iter(DataLoader(files, B, shuffle=True, num_workers=workers,
                                  pin_memory=device.type == "cuda"))  # fmt: skip
         progress.restart()
-        for step in range(progress.steps):
+        for _ in range(progress.steps):
             for _ in range(K):
                 images, labels = (tensor.to(device) for tensor in next(loader))
                 progress.mark("data")
@@ -158,8 +153,6 @@ def plain_program(args, files):
             optimizer.zero_grad()
             loss.item()
             progress.mark("optimizer")
-            if step == 0:
-                progress.restart(warm=B * K)
         return progress.summary(progress.steps * B * K)
 
     return run

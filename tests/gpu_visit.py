@@ -373,13 +373,15 @@ def learning():
 
 
 def ended(process, out, flags, began):
-    """What the best epoch of a training came to, when all of it has ended."""
+    """What the best epoch of a training came to, and when its last one ended."""
     code = process.wait()
-    seconds = (out / "report.csv").stat().st_mtime - began
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    log = out / "log.jsonl"
+    seconds = log.stat().st_mtime - began
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
     best = max(row["val_f1"] for row in rows)
     epoch = statistics.median(row["seconds"] for row in rows)
-    return f"{flags}: exit {code}, F1 {best:.3f}, {epoch:.2f} s an epoch, {seconds:.0f} s in all"
+    times = f"{epoch:.2f} s an epoch, the last one after {seconds:.0f} s"
+    return f"{flags}: exit {code}, F1 {best:.3f}, {times}"
 
 
 def networks():
