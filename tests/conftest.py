@@ -53,20 +53,28 @@ def signals():
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def charts():
-    """For the runs that are to draw charts, which takes 2 s of each."""
-    pytest.importorskip("matplotlib")
+@pytest.fixture(scope="session", autouse=True)
+def chart_library(tmp_path_factory):
+    """matplotlib.figure, which only tests that ask for `charts` can import, and nothing that tests
+    start: charts take 2 s of each run."""
+    folder = tmp_path_factory.mktemp("without")
+    (folder / "matplotlib.py").write_text("raise ImportError")
+    try:
+        from matplotlib import figure
+    except ImportError:
+        figure = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        patch.setitem(sys.modules, "matplotlib.figure", None)
+        yield figure
 
 
 @pytest.fixture
-def few_charts(request, tmp_path_factory, monkeypatch):
-    """Only tests that ask for `charts` can import matplotlib, and what they start."""
-    if "charts" not in request.fixturenames:
-        folder = tmp_path_factory.mktemp("without")
-        (folder / "matplotlib.py").write_text("raise ImportError")
-        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
+def charts(chart_library, monkeypatch):
+    """For the tests that look at charts."""
+    if chart_library is None:
+        pytest.skip("needs matplotlib")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", chart_library)
 
 
 @pytest.fixture

@@ -244,17 +244,18 @@ def relative(got, want, size=0.0):
     return float((got - want).norm() / max(want.norm(), size * want.numel() ** 0.5))
 
 
-SHAPES = [(1, 64, 1), (3, 336, 43), (24, 128, 43), (70, 64, 128)]
-SWEEP = list(itertools.product((1, 3, 24, 64, 80, 100), (512, 2048, 2560), (43, 1)))
-SWEEP += [(64, 1280, 43), (24, 4320, 43), (1024, 512, 43)]
+SHAPES = [(1, 64, 1, 256), (3, 336, 43, 64), (24, 128, 43, 64), (70, 64, 128, 64)]
+SWEEP = list(itertools.product((1, 3, 24, 64, 80, 100), (512, 2048, 2560), (43, 1), (256,)))
+SWEEP += [(3, 336, 43, 256), (24, 128, 43, 256), (70, 64, 128, 256)]
+SWEEP += [(64, 1280, 43, 256), (24, 4320, 43, 256), (1024, 512, 43, 256)]
 
 
 @pytest.mark.parametrize("loss", [False, True], ids=["logits", "loss"])
 @pytest.mark.parametrize(
-    "B, width, C", SHAPES + [pytest.param(*s, marks=pytest.mark.slow) for s in SWEEP]
+    "B, width, C, H", SHAPES + [pytest.param(*s, marks=pytest.mark.slow) for s in SWEEP]
 )
-def test_head_is_closer_to_float64_than_eager_autocast(B, width, C, loss):
-    inputs, target = head_inputs(B, width, C)
+def test_head_is_closer_to_float64_than_eager_autocast(B, width, C, H, loss):
+    inputs, target = head_inputs(B, width, C, H)
     target = target if loss else None
     out, grads, keep = run(inputs, target)
     want, want_grads = reference(inputs, target, keep)
@@ -319,7 +320,7 @@ def test_loss_scale_changes_only_the_scale(scale):
     assert all(torch.equal(a * scale, b) for a, b in zip(plain, scaled, strict=True))
 
 
-@pytest.mark.parametrize("logit", [0.0, -0.0, 0.3, -1.0, 3.0, -12.0, 12.0, 40.0, -6e4])
+@pytest.mark.parametrize("logit", [-0.0, 0.3, -12.0, 40.0, -6e4])
 def test_loss_of_any_logit(logit):
     """log(1 + exp(-|l|)) neither overflows nor loses its tail. exp2 takes |l| log2(e) rounded to
     2^-24 of it; the other roundings come to 4e-7."""
@@ -407,9 +408,9 @@ def test_no_mask_is_kept_for_the_backward_pass():
 
     x = torch.randn(5000).half().requires_grad_()
     assert kept_bytes(lambda x: mk.mish_dropout(x), x) == 2 * 8
-    inputs, target = head_inputs(24, 128, 43)
-    with torch.autocast("cpu", torch.float16):
-        assert kept_bytes(mk.mish_head_bce, *inputs, target) == 24 * (256 + 256 + 64) * 2
+    inputs, target = head_inputs(24, 128, 43, H=64)
+    with torch.autocast("cpu", torch.float16):  # h, g, and the classes filled up to 64
+        assert kept_bytes(mk.mish_head_bce, *inputs, target) == 24 * (64 + 64 + 64) * 2
 
 
 def test_compiles_without_a_break():

@@ -2,10 +2,15 @@
 another road, has to arrive at. Nothing here calls the program."""
 
 import math
+import os
+import signal
+import sys
 import time
+import traceback
 import zipfile
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -226,3 +231,38 @@ def wait_until(happened, seconds=60):
     while not happened():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.005)
+
+
+def fork(child, log) -> int:
+    """`child` in a process of its own, whose exit code is what it returns; it writes to `log`."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    sys.stdout.flush()
+    process = os.fork()
+    if process == 0:
+        code = 99
+        try:
+            with open(log, "w", buffering=1) as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+                sys.stdout = sys.stderr = file
+                torch.set_num_threads(1)  # makes its pool anew, which threads must not do at once
+                try:
+                    code = child() or 0
+                except BaseException:
+                    traceback.print_exc()
+        finally:
+            os._exit(code)
+    return process
+
+
+def ended(process, seconds=60) -> int:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pid, status = os.waitpid(process, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return pytest.fail(f"process {process} still ran after {seconds} s")

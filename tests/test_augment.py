@@ -1137,22 +1137,21 @@ def test_preview_shows_whole_draws_of_every_frame(tmp_path):
         assert torch.equal(draws[:, step], levels_of(made))
 
 
-def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch):
+def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch, capsys):
     for i, shape in enumerate(((40, 50), (64, 32))):
         picture = np.ascontiguousarray(smooth(1, 3, *shape)[0].permute(1, 2, 0))
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    command = [sys.executable, "augment.py", tmp_path / "0.png", tmp_path / "1.png", "--size", "32"]
-    options = ["--out", tmp_path / "grid.png", "--with", "sharpen"]
-    done = subprocess.run([*command, *options], cwd=HERE.parent, capture_output=True, text=True,
-                          check=True)  # fmt: skip
-    assert done.stdout == f"written: {tmp_path / 'grid.png'}\n"
+    pictures = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    options = ["--size", "32", "--out", str(tmp_path / "grid.png"), "--with", "sharpen"]
+    augment.main([*pictures, *options])
+    assert capsys.readouterr().out == f"written: {tmp_path / 'grid.png'}\n"
     columns = 1 + len(augment.OPS) + 1
     shape = columns * 88, 18 + 2 * 44 + 28 + 2 * 44  # two rows of ops, two of whole draws
     assert Image.open(tmp_path / "grid.png").size == shape
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
-    done = subprocess.run([*command[:3], tmp_path / "2.png"], cwd=HERE.parent, capture_output=True,
-                          text=True, check=False)
+    command = [sys.executable, "augment.py", pictures[0], tmp_path / "2.png"]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 3 and done.stderr.count("\n") == 1
     assert str(tmp_path / "2.png") in done.stderr  # of two pictures, the one
     for wrong in (["none.png"], ["1.png", "--size", "7"], ["1.png", "--seed", str(2**63)],

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import checkpoint
-import pictures
 from tests.plain import a_checkpoint as state
 from tests.plain import packed, wait_until
 
@@ -377,7 +376,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("line", FOREIGN, ids=range(len(FOREIGN)))
 def test_what_is_no_line_of_an_epoch_stays_in_the_log(tmp_path, line):
-    """It is in nobody's way: neither a save's, nor that of the curves."""
+    """It is in no save's way, and is read over."""
     run = checkpoint.Run(tmp_path, False)
     run.log({"epoch": 1, "loss": 0.5})
     file = tmp_path / "log.jsonl"
@@ -387,8 +386,6 @@ def test_what_is_no_line_of_an_epoch_stays_in_the_log(tmp_path, line):
     rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": None}]
     assert checkpoint.read_log(file) == rows
     assert file.read_bytes().split(b"\n")[0] == line
-    pytest.importorskip("matplotlib")
-    pictures.draw_curves(checkpoint.read_log(file), tmp_path / "curves.png")
 
 
 def test_other_flags_are_listed(tmp_path):

@@ -6,7 +6,6 @@ import io
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -629,15 +628,7 @@ def test_order_is_a_permutation_and_a_function_of_seed_and_epoch():
     orders = {(s, e): data.order(50, s, e) for s in range(4) for e in range(4)}
     assert all(sorted(o) == list(range(50)) for o in orders.values())
     assert len({tuple(o) for o in orders.values()}) == 16
-    code = "import data; print(data.order(50, 3, 2))"
-    printed = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=GOLDEN.parents[1],
-    ).stdout
-    assert printed.strip() == str(orders[3, 2])
+    assert orders[3, 2][:10] == [24, 34, 6, 37, 9, 46, 43, 20, 45, 15]  # in any process
 
 
 def test_order_is_uniform():

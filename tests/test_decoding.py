@@ -251,7 +251,7 @@ def test_whole_numbers_beyond_16_bits_are_refused(tmp_path, values):
 
 def photograph(height, width):
     """Waves that are some 60 pixels long, so that no way of reducing differs much from another."""
-    y, x = np.indices((height, width))
+    y, x = np.arange(height)[:, None], np.arange(width)
     waves = [np.sin(x / 20 + phase) * np.cos(y / 25 + phase) for phase in range(3)]
     return np.rint(127.5 + 100 * np.stack(waves, -1)).astype(np.uint8)
 
@@ -267,20 +267,22 @@ def test_what_is_not_too_large_is_untouched(tmp_path, name, options, height, wid
     assert np.array_equal(decoding.decode(tmp_path / name), plain)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
-@pytest.mark.parametrize("height, width", [(700, 1400), (1300, 900), (2700, 3000)])
+@pytest.mark.parametrize("name, height, width", [
+    ("a.png", 700, 1400), ("a.png", 2600, 2700), ("a.tif", 1300, 900), ("a.tif", 700, 1400),
+    ("a.jpg", 700, 1400), ("a.jpg", 1300, 900), ("a.jpg", 2700, 3000),
+])  # fmt: skip
 def test_what_is_larger_is_reduced_to_the_shorter_side(tmp_path, name, height, width):
-    """Against the mean of the area that each pixel covers, in float64; waves are up to 9 pixels
+    """Against the mean of the area that each pixel covers; waves are up to 9 pixels
     long after it, so that a triangle in place of the area costs some 5 levels."""
     original = photograph(height, width)
-    Image.fromarray(original).save(tmp_path / name, **({"quality": 95} if "jpg" in name else {}))
+    Image.fromarray(original).save(tmp_path / name, quality=95, compress_level=1)
     levels = decoding.decode(tmp_path / name, 640)
     expected = (640, round(width * 640 / height))
     if width < height:
         expected = (round(height * 640 / width), 640)
     assert levels.shape == (*expected, 3)
 
-    area = F.interpolate(torch.from_numpy(original).permute(2, 0, 1)[None].double(),
+    area = F.interpolate(torch.from_numpy(original).permute(2, 0, 1)[None].float(),
                          expected, mode="bilinear", antialias=True)[0].permute(1, 2, 0)  # fmt: skip
     away = np.abs(levels - area.numpy())
     assert away.mean() < 1.5 and away.max() < 12

@@ -4,10 +4,10 @@ import colorsys
 import csv
 import hashlib
 import os
+import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 import data
 import demo
+from tests.plain import ended, fork, wait_until
 
 SCRIPT = str(Path(demo.__file__).resolve())
 TRAIN, VAL, SEED = 86, 20, 3
@@ -61,9 +62,16 @@ def digests(root):
             for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def start(*args, **env):
-    return subprocess.Popen([sys.executable, SCRIPT, *map(str, args)], env=os.environ | env,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def start(log, *args):
+    """The command in a forked process, which writes to `log`."""
+    def child():
+        sys.argv = [SCRIPT, *map(str, args)]
+        try:
+            runpy.run_path(SCRIPT, run_name="__main__")
+        except SystemExit as end:
+            return end.code
+
+    return fork(child, log)
 
 
 def chi_square(observed, share):
@@ -184,9 +192,10 @@ def test_hint_is_the_hue_of_the_actor(label):
 # ---- same seed, same bytes -----------------------------------------------------------------------
 
 def test_same_seed_same_bytes_in_any_process(tree, tmp_path):
-    args = ("--train", 12, "--val", 5, "--seed", SEED)
-    runs = [start(tmp_path / f"out{k}", *args, PYTHONHASHSEED=str(k)) for k in (1, 2)]
-    assert [run.wait() for run in runs] == [0, 0], runs[0].stderr.read()
+    arguments = f"--train 12 --val 5 --seed {SEED}".split()
+    command = [sys.executable, SCRIPT, tmp_path / "out1", *arguments]
+    subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True)
+    assert ended(start(tmp_path / "log", tmp_path / "out2", *arguments)) == 0
     one, two, larger = digests(tmp_path / "out1"), digests(tmp_path / "out2"), digests(tree)
     assert one == two and len(one) == 3 + 2 * 17
     pictures = {name for name in one if name.endswith(".png")}  # no frame depends on the others
@@ -209,34 +218,34 @@ def test_empty_sets(tmp_path):
 
 @pytest.mark.parametrize("frames", [0, 3, 12])
 def test_killed_generation_leaves_no_root(tmp_path, frames):
-    def drawn():  # os.walk, since rglob raises when a folder goes while it looks
-        return sum(len(files) for folder, _, files in os.walk(tmp_path) if "pngs320H" in folder)
+    folder = tmp_path / "there"
+    folder.mkdir()
+    root = folder / "out"
 
-    root = tmp_path / "out"
-    run = start(root, "--train", 12, "--val", 0)
-    while run.poll() is None and not root.exists() and not (
-        any(tmp_path.iterdir()) and drawn() >= frames
-    ):
-        time.sleep(0.002)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    run.stderr.close()
+    def begun():  # os.walk, since rglob raises when a folder goes while it looks
+        drawn = sum(len(files) for there, _, files in os.walk(folder) if "pngs320H" in there)
+        return root.exists() or any(folder.iterdir()) and drawn >= frames
+
+    process = start(tmp_path / "log", root, "--train", 12, "--val", 0)
+    wait_until(begun)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
     if frames < 12:  # the last moment may come too late, but then everything is there
-        assert not root.exists() and any(tmp_path.iterdir())
+        assert not root.exists() and any(folder.iterdir())
     if not root.exists():
         demo.generate(root, 12, 0, progress=None)
     assert len(digests(root)) == 3 + 2 * 12
-    assert [path.name for path in tmp_path.iterdir() if path.name != ".out.lock"] == ["out"]
+    assert [path.name for path in folder.iterdir() if path.name != ".out.lock"] == ["out"]
 
 
 def test_two_at_once_end_with_one_good_tree(tmp_path):
-    runs = [start(tmp_path / "out", "--train", 8, "--val", 2) for _ in range(2)]
-    errors = [run.communicate()[1] for run in runs]
-    assert sorted(run.returncode for run in runs) == [0, 2]
-    assert "exists" in "".join(errors)
-    demo.generate(tmp_path / "alone", 8, 2, progress=None)
-    assert digests(tmp_path / "out") == digests(tmp_path / "alone")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "out"]
+    folder, logs = tmp_path / "there", [tmp_path / name for name in "ab"]
+    processes = [start(log, folder / "out", "--train", 8, "--val", 2) for log in logs]
+    assert sorted(map(ended, processes)) == [0, 2]
+    assert "exists" in "".join(log.read_text() for log in logs)
+    demo.generate(folder / "alone", 8, 2, progress=None)
+    assert digests(folder / "out") == digests(folder / "alone")
+    assert sorted(path.name for path in folder.iterdir()) == ["alone", "out"]
 
 
 def test_failing_generation_cleans_up(tmp_path):
@@ -265,12 +274,9 @@ def test_senseless_arguments_are_refused(tmp_path, bad):
 
 
 def test_a_set_that_no_disk_holds_is_refused_at_once(tmp_path):
-    run = start(tmp_path / "out", "--train", 10**12)
-    try:
-        assert "80000000 GB" in run.communicate(timeout=60)[1] and run.returncode == 2
-    finally:
-        run.kill()
-    assert not list(tmp_path.iterdir())
+    log = tmp_path / "log"
+    assert ended(start(log, tmp_path / "out", "--train", 10**12)) == 2
+    assert "80000000 GB" in log.read_text() and list(tmp_path.iterdir()) == [log]
 
 
 # ---- the cache -----------------------------------------------------------------------------------
@@ -299,14 +305,13 @@ def test_cache_folders_follow_the_environment(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["home", "xdg"]
 
 
-def test_two_at_once_with_an_empty_cache(tmp_path):
-    code = "import demo; print(demo.cached(8, 2, progress=None))"
-    runs = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(SCRIPT).parent, text=True,
-                             env=os.environ | {"A2D_DEMO_CACHE": str(tmp_path)},
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
-    printed = [run.communicate() for run in runs]
-    assert len(set(printed)) == 1 and printed[0][1] == ""
-    root = Path(printed[0][0].strip())
+def test_two_at_once_with_an_empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path / "cache"))
+    logs = [tmp_path / name for name in "abc"]
+    processes = [fork(lambda: print(demo.cached(8, 2, progress=None)), log) for log in logs]
+    assert [ended(process) for process in processes] == [0, 0, 0]
+    (printed,) = {log.read_text() for log in logs}
+    root = Path(printed.strip())
     assert len(digests(root)) == 3 + 2 * 10 and list(root.parent.iterdir()) == [root]
 
 
@@ -321,5 +326,5 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
 # ---- the command line ----------------------------------------------------------------------------
 
 def test_command_line(tmp_path):
-    run = start()
-    assert "OUT" in run.communicate()[1] and run.returncode == 2
+    assert ended(start(tmp_path / "log")) == 2
+    assert "OUT" in (tmp_path / "log").read_text()

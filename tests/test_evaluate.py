@@ -26,7 +26,7 @@ import evaluate
 import model
 from tests import plain
 
-pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
+pytestmark = pytest.mark.usefixtures("own_cache", "signals")
 
 ON_CPU = ["--device", "cpu", "--workers", "0"]
 

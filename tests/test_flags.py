@@ -26,7 +26,7 @@ import model
 import train
 from tests import plain
 
-pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
+pytestmark = pytest.mark.usefixtures("own_cache", "signals")
 
 # --------------------------------------------------------- defaults, bounds, refused pairs
 

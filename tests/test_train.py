@@ -37,7 +37,7 @@ import model
 import progress
 import train
 import weights as published
-from tests import bench_step
+from tests import bench_step, plain
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -47,7 +47,7 @@ SMALL = [
 ]
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-pytestmark = pytest.mark.usefixtures("own_cache", "signals", "few_charts")
+pytestmark = pytest.mark.usefixtures("own_cache", "signals")
 
 
 def run(scenes, out, *flags):
@@ -381,39 +381,27 @@ def test_an_overridden_resume_trains_with_the_new_flags(scenes, tmp_path):
 
 
 def test_ctrl_c_in_a_terminal_ends_with_its_code_and_names_the_file(scenes, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *SMALL, "--data", str(scenes)]
-    command += [
-        "--out",
-        str(tmp_path / "run"),
-        "--epochs",
-        "1000",
-        "--workers",
-        "2",
-        "--cache",
-        "off",
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    for line in process.stdout:
-        if line.startswith("epoch 1:"):
-            break
-    os.killpg(process.pid, signal.SIGINT)  # the whole group, as a terminal does
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "last.pt" in errors and "--resume" in errors and "Traceback" not in errors
-    assert errors.startswith("\nstopping after this step\n")
+    flags = "--epochs 1000 --workers 2 --cache off".split()
+    log = tmp_path / "log"
+
+    def child():
+        os.setsid()
+        return train.main([*SMALL, *flags, "--data", str(scenes), "--out", str(tmp_path / "run")])
+
+    process = plain.fork(child, log)
+    plain.wait_until(lambda: log.exists() and "\nepoch 1:" in log.read_text())
+    os.killpg(process, signal.SIGINT)  # the whole group, as a terminal does
+    assert plain.ended(process) == 130
+    printed = log.read_text()
+    errors = printed[printed.index("stopping after this step\n"):]
+    assert "last.pt" in errors and "--resume" in errors and "Traceback" not in printed
     assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] >= 1
 
 
-def test_workers_and_evaluation_batch_do_not_matter(scenes, tmp_path):
-    assert run(scenes, tmp_path / "a", "--deterministic") == 0
-    assert run(scenes, tmp_path / "b", "--deterministic", "--workers", "2", "--cache", "off") == 0
-    assert same(weights(tmp_path / "a/last.pt"), weights(tmp_path / "b/last.pt"))
-    best = str(tmp_path / "a/best.pt")
+def test_the_evaluation_batch_does_not_matter(scenes, trained, tmp_path):
     for batch in ("1", "7"):
-        flags = ["--batch-size", batch, "--out", str(tmp_path / batch)]
-        assert evaluate.main([best, "--data", str(scenes), "--device", "cpu", *flags]) == 0
+        flags = ["--batch-size", batch, "--out", str(tmp_path / batch), "--device", "cpu"]
+        assert evaluate.main([f"{trained}/0/best.pt", "--data", str(scenes), *flags]) == 0
     one, seven = ((tmp_path / b / "predictions.csv").read_text() for b in ("1", "7"))
     assert one == seven  # four digits of each probability
 
@@ -496,33 +484,31 @@ def test_frames_kept_are_decoded_once_and_change_nothing(scenes, tmp_path, monke
     assert same(weights(tmp_path / "off/last.pt"), kept)
 
 
-def pretended_cuda(scenes, out, *commands):
-    """How often each function waits for the GPU in each command, of a program and its flags, one
-    after the other in one process; raises if one does not end with 0."""
-    common = f"--device cuda --data {scenes} --workers 0 --out {out}/"
-    each = [f"{command} {common}{number}" for number, command in enumerate(commands)]
-    run = subprocess.run([sys.executable, "-m", "tests.pretended_cuda", *each], cwd=ROOT,
-                         capture_output=True, text=True, timeout=300)  # fmt: skip
+def test_no_step_waits_for_a_pretended_gpu(scenes, trained, tmp_path):
+    """Two trainings, each of three steps and of six; an evaluation waits once for each batch."""
+    commands = [
+        f"train {' '.join(SMALL)} {flags} --epochs 1 --batch-size {batch_size}"
+        for flags in ("--amp fp16 --augment report --cache device",
+                      "--amp bf16 --head linear --pos-weight 9")
+        for batch_size in (8, 4)
+    ]  # fmt: skip
+    commands += [f"evaluate {trained}/0/best.pt --explain bird-flying --batch-size 4"]  # 9 frames
+    common = f"--device cuda --data {scenes} --workers 0 --out {tmp_path}/"
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.pretended_cuda",
+         *(f"{command} {common}{number}" for number, command in enumerate(commands))],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    return list(map(ast.literal_eval, re.findall("^waits: (.*)", run.stdout, re.M)))
 
-
-@pytest.mark.parametrize(
-    "flags",
-    ["--amp fp16 --augment report --cache device", "--amp bf16 --head linear --pos-weight 9"],
-)
-def test_no_step_waits_for_a_pretended_gpu(scenes, tmp_path, flags):
-    command = f"train {' '.join(SMALL)} {flags} --epochs 1 --batch-size"
-    three, six = pretended_cuda(scenes, tmp_path, f"{command} 8", f"{command} 4")
-    assert three["read_sums"] == six["read_sums"] > 0
-    # the others: frames are kept there, weights made, states saved, validation frames scored
-    assert three.keys() <= {"read_sums", "look", "<listcomp>", "pos_weight", "state", "predict"}
-
-
-def test_evaluation_on_a_pretended_gpu_waits_once_a_batch(scenes, trained, tmp_path):
-    command = f"evaluate {trained}/0/best.pt --explain bird-flying --batch-size 4"  # of 9 frames
-    (waits,) = pretended_cuda(scenes, tmp_path, command)
-    assert waits.pop("predict") == 3 and set(waits) == {"explain"}
+    # How often each function waits, of each command.
+    *trainings, scored = map(ast.literal_eval, re.findall("^waits: (.*)", run.stdout, re.M))
+    for three, six in (trainings[:2], trainings[2:]):
+        assert three["read_sums"] == six["read_sums"] > 0
+        # the others: frames are kept there, weights made, states saved, validation frames scored
+        once = {"read_sums", "look", "<listcomp>", "pos_weight", "state", "predict"}
+        assert three.keys() <= once
+    assert scored.pop("predict") == 3 and set(scored) == {"explain"}
 
 
 @CUDA
@@ -641,8 +627,8 @@ def test_benchmark_times_both_and_writes_nothing(scenes, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_step, "ROUNDS", 2)
     flags = ["--steps", "1", *SMALL, "--data", str(scenes)]
-    resnet = "--arch resnet34 --accumulate 2 --batch-size 4 --augment report".split()
-    assert bench_step.main([*flags, *resnet]) == 0
+    lite = "--arch efficientnet_lite0 --accumulate 2 --batch-size 4 --augment report".split()
+    assert bench_step.main([*flags, *lite]) == 0
     *_, ours, plain, ratio = capsys.readouterr().out.splitlines()
     rates = []
     for line in (ours, plain):

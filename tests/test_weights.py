@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tarfile
 import threading
@@ -708,14 +707,17 @@ def test_an_unknown_class_is_refused_with_the_line_that_converts(name, tmp_path)
     )
 
 
-def test_the_line_that_converts_does(tmp_path):
+def test_the_line_that_converts_does(tmp_path, monkeypatch):
     """Where the code that the file calls can be imported, here from the folder."""
     (tmp_path / "trainer.py").write_text("class Config:\n    pass\n")
     net = create_model("tiny", 5)
     pickled(tmp_path / "w.ckpt", {"state_dict": net.state_dict(), "c": Shadow("trainer.Config")})
     said = refused(weights.read, tmp_path / "w.ckpt", says="call trainer.Config")
     line = re.search(r'python -c "(.*?)"', said)[1]
-    subprocess.run([sys.executable, "-c", line], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as python -c does
+    exec(line, {})
+    del sys.modules["trainer"]
     found = state_in(tmp_path / "weights.pth")
     assert all(torch.equal(found[key], value) for key, value in net.state_dict().items())
 
