@@ -107,7 +107,7 @@ def server():
 
     pages, asked, done = {}, [], threading.Event()
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever)
+    thread = threading.Thread(target=httpd.serve_forever, args=[0.01])
     thread.start()
     yield f"http://127.0.0.1:{httpd.server_port}", pages, asked
     done.set()

@@ -413,6 +413,7 @@ def test_no_mask_is_kept_for_the_backward_pass():
         assert kept_bytes(mk.mish_head_bce, *inputs, target) == 24 * (64 + 64 + 64) * 2
 
 
+@pytest.mark.slow
 def test_compiles_without_a_break():
     inputs, target = head_inputs(3, 64, 7, H=64)
 

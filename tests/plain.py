@@ -8,12 +8,14 @@ import sys
 import time
 import traceback
 import zipfile
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (124, 117, 104)  # levels around a letterbox
@@ -223,6 +225,16 @@ def a_checkpoint(value=1.0, epoch=1, best=0, **args) -> dict:
         "best": {"f1": 0.0, "epoch": best}, "best_sha256": None, "model": model, "average": None,
         "averaged": 0, "optimizer": {}, "scaler": {},
     }  # fmt: skip
+
+
+@contextmanager
+def shapes_alone():
+    """Networks made here are on the meta device, without the time that initialisation takes."""
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        for name in vars(nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                patch.setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+        yield
 
 
 def wait_until(happened, seconds=60):

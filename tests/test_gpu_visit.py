@@ -29,7 +29,7 @@ ROW = ["head", "fp16", "64x2048", "fwd", "graph", "fused", "4.5", "4.4", "4.6", 
 @pytest.fixture
 def visit(tmp_path, monkeypatch, capsys, signals):
     """Runs these parts, name -> (limit, program), and gives the exit status and the output."""
-    monkeypatch.setattr(gpu_visit, "GRACE", {signal.SIGINT: 1, signal.SIGABRT: 1})
+    monkeypatch.setattr(gpu_visit, "GRACE", {signal.SIGINT: 0.5, signal.SIGABRT: 0.5})
 
     def run(**programs):
         parts = {name: (limit, ["-c", code]) for name, (limit, code) in programs.items()}
@@ -63,13 +63,13 @@ def test_a_hang_outside_python_is_shown(visit):
 def test_a_part_that_ignores_signals_is_killed(visit):
     code, out = visit(tiles=(1, STUBBORN), step=(20, ""))
     assert code == 1
-    assert "tiles: stopped at its limit after 3 s" in out and "step: exit 0" in out
+    assert "tiles: stopped at its limit after 2 s" in out and "step: exit 0" in out
 
 
 def test_processes_of_a_part_end_with_it(visit, tmp_path):
-    late = f"import time; time.sleep(2); open({str(tmp_path / 'mark')!r}, 'w')"
+    late = f"import time; time.sleep(1); open({str(tmp_path / 'mark')!r}, 'w')"
     starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}])"
-    code, _ = visit(tiles=(20, starts), step=(20, "import time; time.sleep(2.5)"))
+    code, _ = visit(tiles=(20, starts), step=(20, "import time; time.sleep(1.5)"))
     assert code == 0 and not (tmp_path / "mark").exists()
 
 
@@ -86,7 +86,7 @@ def test_nothing_runs_after_a_failed_smoke_test(visit):
 
 
 def test_no_part_begins_after_the_deadline(visit, monkeypatch):
-    monkeypatch.setattr(gpu_visit, "SECONDS", 5)  # of which the grace takes 2
+    monkeypatch.setattr(gpu_visit, "SECONDS", 4)  # of which the grace takes 1
     code, out = visit(tiles=(20, HANG), step=(20, ""))
     assert code == 1
     assert "tiles begins, with a limit of 3 s" in out or "limit of 2 s" in out

@@ -734,7 +734,8 @@ def test_a_validation_that_takes_long_says_how_far_it_is(scenes, monkeypatch, ca
 # ------------------------------------------------------------------- published weights, or none
 
 
-DEMO = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --device cpu".split()
+DEMO = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --optimizer sgd".split()
+DEMO += ["--device", "cpu"]
 
 
 def test_without_network_the_scenes_are_learned_from_random_weights(

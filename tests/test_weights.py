@@ -34,7 +34,7 @@ from torch import nn
 import model
 import weights
 from model import COEFFICIENTS, create_model
-from tests.plain import packed
+from tests.plain import packed, shapes_alone
 from weights import HALF, WEIGHTS, Weights, WeightsError
 
 
@@ -220,7 +220,7 @@ def test_a_file_is_recognised_and_flavour_follows(naming, tmp_path):
 
 
 def test_seresnext_flavour_follows_the_naming(tmp_path):
-    with torch.device("meta"):
+    with shapes_alone():
         net = create_model("seresnext101", 1000, "linear")
     assert weights.recognise("seresnext101", as_published(net, "cadene")) == "cadene"
     gluon = {key.replace("head.", "fc."): value for key, value in net.state_dict().items()}
@@ -235,7 +235,7 @@ def test_seresnext_flavour_follows_the_naming(tmp_path):
 
 def test_namings_map_one_to_one():
     for arch in COEFFICIENTS:
-        with torch.device("meta"):
+        with shapes_alone():
             net = create_model(arch, 1000, "linear")
         modules = {key.rpartition(".")[0] for key in net.state_dict()}
         ours = weights.module_paths(net, "ours")
@@ -435,7 +435,7 @@ def test_the_checkpoints_of_other_trainers_are_read(layout, zipped, tmp_path):
 def test_nothing_comes_off_a_networks_own_names(arch):
     """With and without the head, whose absence leaves torchvision's EfficientNets features. alone,
     and under a prefix, which comes off whatever stands below."""
-    with torch.device("meta"):
+    with shapes_alone():
         net = create_model(arch, 1000, "linear")
     states = {"ours": net.state_dict()}
     if arch in COEFFICIENTS:
