@@ -1,3 +1,4 @@
+import gc
 import http.server
 import os
 import signal
@@ -22,6 +23,12 @@ def pytest_configure(config):
         # With the first gradient torch decides whether gradients need threads, which no fork would
         # survive: here, before an export pretends that there is a GPU.
         torch.ones((), requires_grad=True).backward()
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays: the garbage collector looks at a million objects less, here and
+    in every fork, which would have to copy each that is looked at."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

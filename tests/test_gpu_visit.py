@@ -42,7 +42,7 @@ def visit(tmp_path, monkeypatch, capsys, signals):
 
 
 def test_where_a_part_hangs_is_shown_and_the_next_one_runs(visit, tmp_path):
-    code, out = visit(tiles=(2, HANG), step=(20, "print('train.py is fast')"))
+    code, out = visit(tiles=(1, HANG), step=(20, "print('train.py is fast')"))
     assert code == 1
     assert "tiles ended: stopped at its limit" in out and "step: exit 0" in out
     table = out[out.index("smoke: exit 0") :]
@@ -55,7 +55,7 @@ def test_where_a_part_hangs_is_shown_and_the_next_one_runs(visit, tmp_path):
 def test_a_hang_outside_python_is_shown(visit):
     """SIGINT is not answered there; faulthandler answers SIGABRT."""
     deaf = "import signal\nsignal.signal(signal.SIGINT, lambda *_: None)\n"
-    code, out = visit(tiles=(2, deaf + HANG))
+    code, out = visit(tiles=(1, deaf + HANG))
     assert code == 1 and "KeyboardInterrupt" not in out
     assert "in waits_forever" in out[out.index("smoke: exit 0") :]
 
@@ -86,10 +86,10 @@ def test_nothing_runs_after_a_failed_smoke_test(visit):
 
 
 def test_no_part_begins_after_the_deadline(visit, monkeypatch):
-    monkeypatch.setattr(gpu_visit, "SECONDS", 4)  # of which the grace takes 1
+    monkeypatch.setattr(gpu_visit, "SECONDS", 3)  # of which the grace takes 1
     code, out = visit(tiles=(20, HANG), step=(20, ""))
     assert code == 1
-    assert "tiles begins, with a limit of 3 s" in out or "limit of 2 s" in out
+    assert "tiles begins, with a limit of 2 s" in out or "limit of 1 s" in out
     assert "step is skipped" in out and "step: skipped" in out
 
 
