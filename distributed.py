@@ -230,7 +230,8 @@ def launch(program, work, args, smaller, last=None) -> int:
     """
     # A stream is None where it was closed, as by >&-.
     out, err = (Outlet(s or open(os.devnull, "w")) for s in (sys.stdout, sys.stderr))  # noqa: SIM115
-    out.reconfigure(line_buffering=True, errors="replace")
+    if hasattr(out, "reconfigure"):  # the stream of a notebook has no such method
+        out.reconfigure(line_buffering=True, errors="replace")
     with redirect_stdout(out), redirect_stderr(err):
         code = start(program, work, args, smaller, last)
 

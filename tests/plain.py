@@ -1,5 +1,6 @@
 """A plain training of the tiny network, written with torch alone in float64: what train.py, by
-another road, has to arrive at. Nothing here calls the program."""
+another road, has to arrive at. And what several test files share: forks, waits, small files.
+Nothing here calls the program."""
 
 import math
 import os

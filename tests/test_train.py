@@ -464,6 +464,14 @@ def test_dry_run_writes_nothing(scenes, tmp_path, capsys, monkeypatch):
     assert after <= before and "dry run OK" in capsys.readouterr().out
 
 
+def test_a_training_in_a_notebook_prints_there(scenes, tmp_path, monkeypatch):
+    """Whose stream is not a file's."""
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert run(scenes, tmp_path / "run", "--dry-run") == 0
+    assert "images/s" in printed.getvalue()
+
+
 def test_frames_kept_are_decoded_once_and_change_nothing(scenes, tmp_path, monkeypatch):
     decoded, decode = collections.Counter(), data.decode
 
