@@ -61,26 +61,27 @@ def signals():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def chart_library(tmp_path_factory):
-    """matplotlib.figure, which only tests that ask for `charts` can import, and nothing that tests
-    start: charts take 2 s of each run."""
+def no_charts(tmp_path_factory):
+    """Charts take 2 s of each run: matplotlib.figure can only be imported by tests that ask for
+    `charts`, and not at all by what tests start."""
     folder = tmp_path_factory.mktemp("without")
     (folder / "matplotlib.py").write_text("raise ImportError")
-    try:
-        from matplotlib import figure
-    except ImportError:
-        figure = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         patch.setitem(sys.modules, "matplotlib.figure", None)
-        yield figure
+        yield
+
+
+@pytest.fixture(scope="session")
+def chart_library(no_charts):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "matplotlib.figure")
+        return pytest.importorskip("matplotlib.figure")
 
 
 @pytest.fixture
 def charts(chart_library, monkeypatch):
     """For the tests that look at charts."""
-    if chart_library is None:
-        pytest.skip("needs matplotlib")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", chart_library)
 
 

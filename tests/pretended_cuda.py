@@ -161,12 +161,12 @@ def pretend():
     triton.runtime.jit.KernelInterface.__getitem__ = lambda kernel, grid: lambda *_, **__: None
 
 
-def main():
+def main(commands):
     pretend()
     import evaluate
     import train
 
-    for command in sys.argv[1:]:
+    for command in commands:
         name, *flags = shlex.split(command)
         program = {"train": train, "evaluate": evaluate}[name]
         waits.clear()
@@ -179,4 +179,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -494,6 +493,7 @@ def test_frames_kept_are_decoded_once_and_change_nothing(scenes, tmp_path, monke
 
 def test_no_step_waits_for_a_pretended_gpu(scenes, trained, tmp_path):
     """Of three nor of six; an evaluation waits once for each batch."""
+    pytest.importorskip("triton")
     commands = [
         f"train {' '.join(SMALL)} --epochs 1 {flags}"
         for flags in ("--amp fp16 --augment report --cache device --batch-size 8",
@@ -502,15 +502,18 @@ def test_no_step_waits_for_a_pretended_gpu(scenes, trained, tmp_path):
     ]  # fmt: skip
     commands += [f"evaluate {trained}/0/best.pt --explain bird-flying --batch-size 4"]  # 9 frames
     common = f"--device cuda --data {scenes} --workers 0 --out {tmp_path}/"
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.pretended_cuda",
-         *(f"{command} {common}{number}" for number, command in enumerate(commands))],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    commands = [f"{command} {common}{number}" for number, command in enumerate(commands)]
+    log = tmp_path / "log"
+
+    def child():
+        from tests import pretended_cuda
+
+        return pretended_cuda.main(commands)
+
+    assert plain.ended(plain.fork(child, log)) == 0, log.read_text()
 
     # How often each function waits, of each command.
-    *trainings, scored = map(ast.literal_eval, re.findall("^waits: (.*)", run.stdout, re.M))
+    *trainings, scored = map(ast.literal_eval, re.findall("^waits: (.*)", log.read_text(), re.M))
     for waits in trainings:
         assert waits["read_sums"] == trainings[0]["read_sums"] > 0
         # the others: frames are kept there, weights made, states saved, validation frames scored
