@@ -241,6 +241,9 @@ def launch(program, work, args, smaller, last=None) -> int:
                 code = code or 5
                 line = f"{name}: {outlet.error.strerror} – lines of it are lost, all else is whole"
                 print(f"{program}: {line}", file=err if outlet is out else out)
+                # What is left of them would fail once more as Python ends, with code 120.
+                with suppress(AttributeError, OSError, ValueError), open(os.devnull, "w") as none:
+                    os.dup2(none.fileno(), outlet.fileno())
     return code
 
 
