@@ -4,12 +4,14 @@ Nothing here calls the program."""
 
 import math
 import os
+import runpy
 import signal
 import sys
 import time
 import traceback
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +264,7 @@ def fork(child, log) -> int:
                 torch.set_num_threads(1)  # makes its pool anew, which threads must not do at once
                 try:
                     code = child() or 0
+                    sys.stdout.flush()  # as Python does when it ends
                 except BaseException:
                     traceback.print_exc()
         finally:
@@ -269,7 +272,22 @@ def fork(child, log) -> int:
     return process
 
 
+def script(name, log, *arguments) -> int:
+    """The process of one of the programs, as `python NAME ARGUMENTS`, which writes to `log`."""
+    path = str(Path(__file__).parents[1] / name)
+
+    def child():
+        sys.argv = [path, *map(str, arguments)]
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            return end.code
+
+    return fork(child, log)
+
+
 def ended(process, seconds=60) -> int:
+    """The exit code of a forked process."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         pid, status = os.waitpid(process, os.WNOHANG)

@@ -2,8 +2,6 @@
 
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 import augment
 import decoding
 from augment import FILL, ReportAugment, draw, generator
+from tests.plain import ended, script
 
 HERE = Path(__file__).parent
 GOLDEN = np.load(HERE / "golden" / "augment_albumentations_0.4.5.npz")
@@ -1150,10 +1149,9 @@ def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch, cap
     assert Image.open(tmp_path / "grid.png").size == shape
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "2.png").write_bytes(whole[: len(whole) // 2])
-    command = [sys.executable, "augment.py", pictures[0], tmp_path / "2.png"]
-    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 3 and done.stderr.count("\n") == 1
-    assert str(tmp_path / "2.png") in done.stderr  # of two pictures, the one
+    assert ended(script("augment.py", tmp_path / "log", pictures[0], tmp_path / "2.png")) == 3
+    errors = (tmp_path / "log").read_text()
+    assert errors.count("\n") == 1 and str(tmp_path / "2.png") in errors  # of two, the one
     for wrong in (["none.png"], ["1.png", "--size", "7"], ["1.png", "--seed", str(2**63)],
                   ["1.png", "--out", "no/grid.png"], ["1.png", "--out", "grid.xyz"]):
         monkeypatch.chdir(tmp_path)

@@ -4,7 +4,6 @@ import colorsys
 import csv
 import hashlib
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -17,9 +16,8 @@ from PIL import Image
 
 import data
 import demo
-from tests.plain import ended, fork, wait_until
+from tests.plain import ended, fork, script, wait_until
 
-SCRIPT = str(Path(demo.__file__).resolve())
 TRAIN, VAL, SEED = 86, 20, 3
 
 
@@ -60,18 +58,6 @@ def ids_of(path):
 def digests(root):
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def start(log, *args):
-    """The command in a forked process, which writes to `log`."""
-    def child():
-        sys.argv = [SCRIPT, *map(str, args)]
-        try:
-            runpy.run_path(SCRIPT, run_name="__main__")
-        except SystemExit as end:
-            return end.code
-
-    return fork(child, log)
 
 
 def chi_square(observed, share):
@@ -193,9 +179,9 @@ def test_hint_is_the_hue_of_the_actor(label):
 
 def test_same_seed_same_bytes_in_any_process(tree, tmp_path):
     arguments = f"--train 12 --val 5 --seed {SEED}".split()
-    command = [sys.executable, SCRIPT, tmp_path / "out1", *arguments]
+    command = [sys.executable, demo.__file__, tmp_path / "out1", *arguments]
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True)
-    assert ended(start(tmp_path / "log", tmp_path / "out2", *arguments)) == 0
+    assert ended(script("demo.py", tmp_path / "log", tmp_path / "out2", *arguments)) == 0
     one, two, larger = digests(tmp_path / "out1"), digests(tmp_path / "out2"), digests(tree)
     assert one == two and len(one) == 3 + 2 * 17
     pictures = {name for name in one if name.endswith(".png")}  # no frame depends on the others
@@ -226,7 +212,7 @@ def test_killed_generation_leaves_no_root(tmp_path, frames):
         drawn = sum(len(files) for there, _, files in os.walk(folder) if "pngs320H" in there)
         return root.exists() or any(folder.iterdir()) and drawn >= frames
 
-    process = start(tmp_path / "log", root, "--train", 12, "--val", 0)
+    process = script("demo.py", tmp_path / "log", root, "--train", 12, "--val", 0)
     wait_until(begun)
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
@@ -240,7 +226,7 @@ def test_killed_generation_leaves_no_root(tmp_path, frames):
 
 def test_two_at_once_end_with_one_good_tree(tmp_path):
     folder, logs = tmp_path / "there", [tmp_path / name for name in "ab"]
-    processes = [start(log, folder / "out", "--train", 8, "--val", 2) for log in logs]
+    processes = [script("demo.py", log, folder / "out", "--train", 8, "--val", 2) for log in logs]
     assert sorted(map(ended, processes)) == [0, 2]
     assert "exists" in "".join(log.read_text() for log in logs)
     demo.generate(folder / "alone", 8, 2, progress=None)
@@ -275,7 +261,7 @@ def test_senseless_arguments_are_refused(tmp_path, bad):
 
 def test_a_set_that_no_disk_holds_is_refused_at_once(tmp_path):
     log = tmp_path / "log"
-    assert ended(start(log, tmp_path / "out", "--train", 10**12)) == 2
+    assert ended(script("demo.py", log, tmp_path / "out", "--train", 10**12)) == 2
     assert "80000000 GB" in log.read_text() and list(tmp_path.iterdir()) == [log]
 
 
@@ -326,5 +312,5 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
 # ---- the command line ----------------------------------------------------------------------------
 
 def test_command_line(tmp_path):
-    assert ended(start(tmp_path / "log")) == 2
+    assert ended(script("demo.py", tmp_path / "log")) == 2
     assert "OUT" in (tmp_path / "log").read_text()
