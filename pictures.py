@@ -68,7 +68,7 @@ def write_page(path, rows, heads=(), legend=(), cell=CELL):
         top += LINE + 8
 
     for column, head in enumerate(heads):
-        _write(pen, column * width + 4, top, head, "")
+        _write(pen, column * width + 4, top, head, "", width - 8)
     if heads:
         top += LINE
 
@@ -81,19 +81,22 @@ def write_page(path, rows, heads=(), legend=(), cell=CELL):
             tile = ImageOps.contain(Image.fromarray(image), (width - 8, height - 4))
             sheet.paste(tile, (left, top + 4))
             for n, (text, kind) in enumerate(caption):
-                _write(pen, left, top + height + n * LINE, text, kind)
+                _write(pen, left, top + height + n * LINE, text, kind, width - 8)
         top += depth
     sheet.crop((0, 0, sheet.width, top)).save(path)
 
 
-def _write(pen, left, top, text, kind):
-    """A line of text, behind the sign of its kind and in its colour."""
+def _write(pen, left, top, text, kind, room=math.inf):
+    """A line of text, behind the sign of its kind and in its colour. What is too wide for the room,
+    in pixels, ends in an ellipsis."""
     colour, strokes = SIGNS[kind]
     for stroke in strokes:
         corners = [(left + x, top + 6 + y) for x, y in stroke]
         pen.line(corners, colour, width=2)
     if strokes:
-        left += 14
+        left, room = left + 14, room - 14
+    while pen.textlength(text) > room and len(text) > 1:
+        text = text[:-2] + "…"
     pen.text((left, top), text, colour)
 
 

@@ -211,6 +211,19 @@ def test_a_legend_heads_and_titles_take_their_own_room(tmp_path):
         assert not strip[0].any() and not strip[-1].any() and not strip[:, :4].any()
 
 
+def test_a_long_caption_stays_in_its_cell(tmp_path):
+    """And ends in an ellipsis, with its sign before it or without."""
+    tile = grey(10, 10)
+    rows = [("", [(tile, [("w" * 60, kind)]), (tile, [])]) for kind in ("right", "")]
+    pictures.write_page(tmp_path / "a.png", rows)
+    page = ink(tmp_path / "a.png")
+    for top in (164, 164 + 190):
+        line = page[top : top + 18]
+        end = np.nonzero(line.any(0))[0].max()
+        assert 288 - 4 - 14 - 4 < end < 288 - 4  # the next letter is some 10 pixels wide
+        assert not line[:11, end - 7 : end + 1].any()  # three dots
+
+
 @pytest.mark.parametrize("legend", [evaluate.LEGEND, [*evaluate.HAS_LABEL, evaluate.WARM]])
 def test_a_legend_fits_on_a_page_of_one_frame(tmp_path, legend):
     for frames in (1, 9):
