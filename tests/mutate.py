@@ -565,6 +565,12 @@ FAULTS = [
      "test_faults.py -k f28"),
     ("a dollar begins a formula", "pictures.py",
      "text.set_parse_math(False)", "pass", "test_pictures.py -k dollar"),
+    ("lost lines fail once more at the end", "distributed.py",
+     "os.dup2(none.fileno(), outlet.fileno())", "pass", "test_faults.py -k f12"),
+    ("a notebook's stream reconfigured", "distributed.py",
+     'if hasattr(out, "reconfigure"):', "if True:", "test_train.py -k notebook"),
+    ("a caption that runs into the next picture", "pictures.py",
+     "while pen.textlength(text) > room and", "while False and", "test_pictures.py -k caption"),
 ]  # fmt: skip
 
 
