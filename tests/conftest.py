@@ -6,18 +6,20 @@ import sys
 import threading
 
 import pytest
-import torch
-
-import demo
 
 # Small tensors: more threads only wait for each other. Programs that tests start do the same.
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
 
 
 def pytest_configure(config):
     """Tests run as on a machine without a GPU, but for `-k cuda`, which selects those of CUDA: a
     process cannot both have used a GPU and be forked, or have been without and then use it."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # it hands out tests and runs none: torch, which takes 2 s, is not for it
+
+    import torch
+
+    torch.set_num_threads(1)
     if not config.option.keyword.startswith("cuda"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # With the first gradient torch decides whether gradients need threads, which no fork would
@@ -40,6 +42,8 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """A small A2D tree of drawn scenes: 22 training and 9 validation frames."""
+    import demo
+
     root = tmp_path_factory.mktemp("scenes") / "A2D"
     demo.generate(root, train=22, val=9, progress=None)
     return root
@@ -88,6 +92,8 @@ def charts(chart_library, monkeypatch):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty torch hub cache, and no proxy."""
+    import torch
+
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("no_proxy", "*")

@@ -462,9 +462,12 @@ MOMENTS = {
     "the report": (metrics, "write_report_csv", 1),
     "charts": (pictures, "draw_classes", 1),
 }
+SOME = {"checking the data", "first step", "saving", "last evaluation", "charts"}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=() if m in SOME else pytest.mark.slow) for m in MOMENTS]
+)
 def test_f15_a_signal_at_any_moment_ends_with_its_code(scenes, whole, tmp_path, moment):
     out = tmp_path / "run"
     owner, name, call = MOMENTS[moment]

@@ -29,7 +29,7 @@ ROW = ["head", "fp16", "64x2048", "fwd", "graph", "fused", "4.5", "4.4", "4.6", 
 @pytest.fixture
 def visit(tmp_path, monkeypatch, capsys, signals):
     """Runs these parts, name -> (limit, program), and gives the exit status and the output."""
-    monkeypatch.setattr(gpu_visit, "GRACE", {signal.SIGINT: 0.5, signal.SIGABRT: 0.5})
+    monkeypatch.setattr(gpu_visit, "GRACE", {signal.SIGINT: 0.3, signal.SIGABRT: 0.3})
 
     def run(**programs):
         parts = {name: (limit, ["-c", code]) for name, (limit, code) in programs.items()}

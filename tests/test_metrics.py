@@ -344,7 +344,7 @@ def f1_slowly(scores, target):
 
 @pytest.mark.parametrize("M", [1, 2, 3])
 def test_fit_blend_finds_what_brute_force_finds(M):
-    for members, target in blend_cases(M, 6, 4, 6):
+    for members, target in blend_cases(M, 6, 4, 6 if M < 3 else 4):
         grid = [np.array(k) / 20 for k in itertools.product(range(21), repeat=M) if sum(k) == 20]
         grid.append(np.full(M, 1 / M))
         every = [f1_slowly(np.einsum("m,mnc->nc", w, members), target) for w in grid]
@@ -371,10 +371,10 @@ def test_fit_blend_is_no_worse_than_the_mean_and_each_member(M, decimals):
 
 @pytest.mark.parametrize("M", [2, 4])
 def test_fit_blend_does_not_depend_on_the_order_and_changes_nothing(M):
-    members, target = next(blend_cases(M, 20, 5, 1))
+    members, target = next(blend_cases(M, 12, 5, 1))
     before = members.copy(), target.copy()
     got = metrics.fit_blend(members, target)
-    order = np.random.default_rng(M).permutation(20)
+    order = np.random.default_rng(M).permutation(12)
     assert np.array_equal(metrics.fit_blend(members[:, order], target[order]), got)
     assert np.array_equal(metrics.fit_blend(torch.from_numpy(members), target.tolist()), got)
     assert np.array_equal(members, before[0]) and np.array_equal(target, before[1])

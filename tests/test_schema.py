@@ -202,11 +202,11 @@ USES += [(name, use) for name in ("sgd", "adamw") for use in ("evaluated", "as_w
 
 
 @pytest.mark.parametrize(
-    "every", [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(89, id="some")]
+    "every", [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(127, id="some")]
 )
 @pytest.mark.parametrize("optimizer, use", USES)
 def test_every_leaf_of_a_checkpoint(ran, optimizer, use, every):
-    """Each in some twenty ways, or every 89th of these: refused in one line, or of no effect."""
+    """Each in some twenty ways, or every 127th of these: refused in one line, or of no effect."""
     run = ran[optimizer]
     use_it = getattr(run, use)
     expected = copy.deepcopy(use_it())

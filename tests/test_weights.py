@@ -431,7 +431,13 @@ def test_the_checkpoints_of_other_trainers_are_read(layout, zipped, tmp_path):
         assert torch.equal(net.state_dict()[key], value), key
 
 
-@pytest.mark.parametrize("arch", ["tiny", *dict.fromkeys(arch for arch, _ in WEIGHTS)])
+MIDDLE = {"b1", "b2", "b3", "b4", "b5", "b6"}  # with no code that is not of b0 and b7 too
+
+
+@pytest.mark.parametrize("arch", [
+    pytest.param(arch, marks=pytest.mark.slow if arch[-2:] in MIDDLE else ())
+    for arch in ["tiny", *dict.fromkeys(arch for arch, _ in WEIGHTS)]
+])  # fmt: skip
 def test_nothing_comes_off_a_networks_own_names(arch):
     """With and without the head, whose absence leaves torchvision's EfficientNets features. alone,
     and under a prefix, which comes off whatever stands below."""
