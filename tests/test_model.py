@@ -169,10 +169,10 @@ def check_equal(case, sizes, dtypes):
 
 # Sizes: one even at every SAME layer, one where they differ, one not square. Most are in float64:
 # on maps this small float32 alone is 2e-3 off it, ours and the peer's, and another CPU other.
+# All of PEERS, at 224 px, are in the slow half.
 QUICK = [
     (("resnet34", "torchvision", None, "torchvision"), [(65, 84)], [torch.float64]),
     (("seresnext101", "cadene", "cadene", "timm"), [(64, 66)], [torch.float64]),
-    (("seresnext101", "timm", "gluon", "timm"), [(64, 66)], [torch.float64]),
     (("pnasnet5large", "timm", None, "timm"), [(64, 75)], [torch.float32]),
     (("efficientnet_b0", "torchvision", "torchvision", "torchvision"), [40], [torch.float64]),
     (("efficientnet_b0", "timm", "tf", "timm"), [(40, 43)], [torch.float64]),

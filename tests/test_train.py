@@ -321,10 +321,9 @@ def test_the_same_run_twice_is_the_same(scenes, tmp_path):
 
 
 VARIANTS = {
-    "sgd": "--schedule multistep --milestones 1 2",
+    "sgd": "--schedule multistep --milestones 1 2 --augment flip --warmup 1.5",
     "adam, average": "--optimizer adam --lr 0.001 --ema 0.9",
     "adamw, bf16, accumulated": "--optimizer adamw --amp bf16 --accumulate 2",
-    "flip, warm-up": "--augment flip --warmup 1.5",
     "two-stage, fp16": "--schedule two-stage --amp fp16 --freeze-backbone 1",
     "compiled": "--compile",
     "cuda, fp16": "--device cuda --amp fp16 --augment report",
