@@ -86,7 +86,7 @@ def test_nothing_runs_after_a_failed_smoke_test(visit):
 
 
 def test_no_part_begins_after_the_deadline(visit, monkeypatch):
-    monkeypatch.setattr(gpu_visit, "SECONDS", 3)  # of which the grace takes 1
+    monkeypatch.setattr(gpu_visit, "SECONDS", 3)  # of which the grace takes 0.6
     code, out = visit(tiles=(20, HANG), step=(20, ""))
     assert code == 1
     assert "tiles begins, with a limit of 2 s" in out or "limit of 1 s" in out
