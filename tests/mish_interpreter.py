@@ -320,7 +320,10 @@ def test_loss_scale_changes_only_the_scale(scale):
     assert all(torch.equal(a * scale, b) for a, b in zip(plain, scaled, strict=True))
 
 
-@pytest.mark.parametrize("logit", [-0.0, 0.3, -12.0, -6e4])
+@pytest.mark.parametrize("logit", [
+    -0.0, 0.3, -12.0, -6e4,
+    *(pytest.param(logit, marks=pytest.mark.slow) for logit in (0.0, -1.0, 3.0, 12.0, 40.0)),
+])  # fmt: skip
 def test_loss_of_any_logit(logit):
     """log(1 + exp(-|l|)) neither overflows nor loses its tail. exp2 takes |l| log2(e) rounded to
     2^-24 of it; the other roundings come to 4e-7."""

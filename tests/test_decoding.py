@@ -270,10 +270,12 @@ def test_what_is_not_too_large_is_untouched(tmp_path, name, options, height, wid
 @pytest.mark.parametrize("name, height, width", [
     ("a.png", 700, 1400), ("a.png", 2600, 2700), ("a.tif", 1300, 900), ("a.tif", 700, 1400),
     ("a.jpg", 700, 1400), ("a.jpg", 1300, 900), ("a.jpg", 2700, 3000),
+    pytest.param("a.png", 1300, 900, marks=pytest.mark.slow),
+    pytest.param("a.tif", 2700, 3000, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_what_is_larger_is_reduced_to_the_shorter_side(tmp_path, name, height, width):
-    """Against the mean of the area that each pixel covers; waves are up to 9 pixels
-    long after it, so that a triangle in place of the area costs some 5 levels."""
+    """Against the mean of the area that each pixel covers; waves are up to 9 pixels long after it,
+    so that a triangle in place of the area costs some 5 levels."""
     original = photograph(height, width)
     Image.fromarray(original).save(tmp_path / name, quality=95, compress_level=1)
     levels = decoding.decode(tmp_path / name, 640)

@@ -39,8 +39,6 @@ from tests import bench_step, plain
 from tests.plain import ended, fork
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals")
-if not hasattr(os, "fork"):
-    pytest.skip("runs are forked", allow_module_level=True)
 
 FLAGS = [*SMALL, "--deterministic", "--epochs", "3", "--t-max", "0"]
 
@@ -179,8 +177,8 @@ def test_f2_random_kills_end_with_the_same_bits(scenes, tmp_path, kills, flags):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--arch tiny --dry-run", "--arch efficientnet_lite0 --weights none --dry-run",
-              "--arch efficientnet_lite0 --steps 1"],
+    "flags", ["--arch tiny --dry-run", "--arch resnet34 --weights none --dry-run",
+              "--arch resnet34 --steps 1"],
 )  # fmt: skip
 def test_f10_a_run_without_published_weights_connects_to_nothing(tmp_path, monkeypatch, flags):
     monkeypatch.setenv("A2D_DEMO_CACHE", str(tmp_path))

@@ -344,7 +344,7 @@ def f1_slowly(scores, target):
 
 @pytest.mark.parametrize("M", [1, 2, 3])
 def test_fit_blend_finds_what_brute_force_finds(M):
-    for members, target in blend_cases(M, 6, 4, 6 if M < 3 else 4):
+    for members, target in blend_cases(M, 6, 4, 6):
         grid = [np.array(k) / 20 for k in itertools.product(range(21), repeat=M) if sum(k) == 20]
         grid.append(np.full(M, 1 / M))
         every = [f1_slowly(np.einsum("m,mnc->nc", w, members), target) for w in grid]

@@ -391,7 +391,7 @@ def test_ctrl_c_in_a_terminal_ends_with_its_code_and_names_the_file(scenes, tmp_
     os.killpg(process, signal.SIGINT)  # the whole group, as a terminal does
     assert plain.ended(process) == 130
     printed = log.read_text()
-    errors = printed[printed.index("stopping after this step\n"):]
+    errors = printed[printed.index("\n\nstopping after this step\n"):]
     assert "last.pt" in errors and "--resume" in errors and "Traceback" not in printed
     assert checkpoint.load(tmp_path / "run/last.pt")["epoch"] >= 1
 
@@ -491,7 +491,7 @@ def test_frames_kept_are_decoded_once_and_change_nothing(scenes, tmp_path, monke
 
 
 def test_no_step_waits_for_a_pretended_gpu(scenes, trained, tmp_path):
-    """Of three nor of six; an evaluation waits once for each batch."""
+    """Neither in a training of three steps nor in one of six. An evaluation waits once a batch."""
     pytest.importorskip("triton")
     commands = [
         f"train {' '.join(SMALL)} --epochs 1 {flags}"
