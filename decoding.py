@@ -90,8 +90,9 @@ def in_place_of_an_image(path) -> str:
 
 
 def upright_size(image) -> tuple[int, int]:
-    """(width, height) once the EXIF rotation is applied."""
-    turned = image.getexif().get(ORIENTATION, 1) > 4
+    """(width, height) once the EXIF rotation is applied, by the header alone."""
+    exif = Image.Image.getexif(image)  # PngImageFile's decodes all pixels, to look behind them
+    turned = exif.get(ORIENTATION, 1) > 4
     return image.size[::-1] if turned else image.size
 
 

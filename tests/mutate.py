@@ -207,6 +207,8 @@ FAULTS = [
      "levels if most <= 255 else levels >> 8", "levels >> 8", "test_decoding.py -k whole_numbers"),
     ("a large JPEG decoded whole", "decoding.py",
      "image.draft(None, reduced)", "pass", "test_decoding.py -k beyond_the_limit"),
+    ("a PNG decoded for its size", "decoding.py",
+     "Image.Image.getexif(image)", "image.getexif()", "test_decoding.py -k upright_size"),
     ("frames smaller than the report's reduced", "data.py",
      "max(SHOWN, SHOWN * size // SIZE)", "SHOWN * size // SIZE", "test_data.py -k large_frame"),
     ("a reduced label map upside down", "data.py",

@@ -303,6 +303,20 @@ def test_a_rotated_photograph_is_reduced_upright(tmp_path):
     assert np.abs(upright - decoding.decode(tmp_path / "b.jpg", 640).astype(int)).mean() < 1
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("rotation, upright", [({}, (256, 64)), ({274: 6}, (64, 256))])
+def test_the_upright_size_is_in_the_header(tmp_path, suffix, rotation, upright):
+    """Half of a file is enough, which could not be decoded."""
+    exif = Image.Exif()
+    exif.update(rotation)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(photograph(64, 256)).save(path, exif=exif)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with decoding.opened(path) as image:
+        assert decoding.upright_size(image) == upright
+    assert "cannot be read" in problems(decoding.decode, path)[0]
+
+
 def test_a_photograph_beyond_the_limit_is_read_if_it_is_reduced(tmp_path):
     Image.new("RGB", (9000, 6000), (200, 10, 30)).save(tmp_path / "a.jpg")
     assert "9000 x 6000 pixels" in problems(decoding.decode, tmp_path / "a.jpg")[0]
