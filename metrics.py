@@ -24,7 +24,6 @@ Differs  The A2D course code adds 1e-8 to denominators: within 1e-7 of zero_divi
 import csv
 import itertools
 import math
-from fractions import Fraction
 
 import numpy as np
 
@@ -60,12 +59,11 @@ def _scores(scores, low=-math.inf, high=math.inf, name="scores"):
 def _exact_mean(numerators, denominators, zero_division=0) -> float:
     """The mean of N ratios of integers, rounded once at the end: in any order the same."""
     sums = np.bincount(denominators, numerators)  # of the ratios with each denominator
-    total = Fraction(0)
-    for denominator, numerator in enumerate(sums):
-        if numerator:
-            total += Fraction(int(numerator), denominator)
+    present = np.flatnonzero(sums).tolist()
+    common = math.lcm(*present)
+    total = sum(int(sums[denominator]) * (common // denominator) for denominator in present)
     undefined = int((denominators == 0).sum())
-    return float((total + zero_division * undefined) / len(numerators))
+    return (total + zero_division * undefined * common) / (common * len(numerators))
 
 
 def precision_recall_f1(pred, target, average="samples", zero_division=0):
