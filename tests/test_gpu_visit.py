@@ -1,6 +1,7 @@
 """gpu_visit: what hangs or fails in a part is seen in the output. All of it runs without a GPU."""
 
 import csv
+import re
 import signal
 
 import gpu_visit
@@ -42,7 +43,7 @@ def visit(tmp_path, monkeypatch, capsys, signals):
 
 
 def test_where_a_part_hangs_is_shown_and_the_next_one_runs(visit, tmp_path):
-    code, out = visit(tiles=(1, HANG), step=(20, "print('train.py is fast')"))
+    code, out = visit(tiles=(0.5, HANG), step=(20, "print('train.py is fast')"))
     assert code == 1
     assert "tiles ended: stopped at its limit" in out and "step: exit 0" in out
     table = out[out.index("smoke: exit 0") :]
@@ -55,21 +56,21 @@ def test_where_a_part_hangs_is_shown_and_the_next_one_runs(visit, tmp_path):
 def test_a_hang_outside_python_is_shown(visit):
     """SIGINT is not answered there; faulthandler answers SIGABRT."""
     deaf = "import signal\nsignal.signal(signal.SIGINT, lambda *_: None)\n"
-    code, out = visit(tiles=(1, deaf + HANG))
+    code, out = visit(tiles=(0.5, deaf + HANG))
     assert code == 1 and "KeyboardInterrupt" not in out
     assert "in waits_forever" in out[out.index("smoke: exit 0") :]
 
 
 def test_a_part_that_ignores_signals_is_killed(visit):
-    code, out = visit(tiles=(1, STUBBORN), step=(20, ""))
+    code, out = visit(tiles=(0.5, STUBBORN), step=(20, ""))
     assert code == 1
-    assert "tiles: stopped at its limit after 2 s" in out and "step: exit 0" in out
+    assert re.search("tiles: stopped at its limit after [12] s", out) and "step: exit 0" in out
 
 
 def test_processes_of_a_part_end_with_it(visit, tmp_path):
-    late = f"import time; time.sleep(1); open({str(tmp_path / 'mark')!r}, 'w')"
+    late = f"import time; time.sleep(0.5); open({str(tmp_path / 'mark')!r}, 'w')"
     starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}])"
-    code, _ = visit(tiles=(20, starts), step=(20, "import time; time.sleep(1.5)"))
+    code, _ = visit(tiles=(20, starts), step=(20, "import time; time.sleep(0.8)"))
     assert code == 0 and not (tmp_path / "mark").exists()
 
 
@@ -86,10 +87,10 @@ def test_nothing_runs_after_a_failed_smoke_test(visit):
 
 
 def test_no_part_begins_after_the_deadline(visit, monkeypatch):
-    monkeypatch.setattr(gpu_visit, "SECONDS", 3)  # of which the grace takes 0.6
+    monkeypatch.setattr(gpu_visit, "SECONDS", 2)  # of which the grace takes 0.6
     code, out = visit(tiles=(20, HANG), step=(20, ""))
     assert code == 1
-    assert "tiles begins, with a limit of 2 s" in out or "limit of 1 s" in out
+    assert "tiles begins, with a limit of 1 s" in out
     assert "step is skipped" in out and "step: skipped" in out
 
 

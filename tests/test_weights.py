@@ -1002,7 +1002,7 @@ def test_a_download_is_checked_cached_and_made_once(
 def test_a_failed_download_leaves_nothing(page, says, server, published, cache, monkeypatch):
     (url, pages, _), (content, sha256) = server, published
     pages["/tiny.pth"] = page(content)
-    monkeypatch.setattr(weights, "TIMEOUT", 2)
+    monkeypatch.setattr(weights, "TIMEOUT", 1)
     publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
     said = refused(create_model, "tiny", 5, "mish", "imagenet", says=says)
     assert f"{url}/tiny.pth" in said and sha256 in said and "--weights FILE" in said
