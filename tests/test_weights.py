@@ -671,7 +671,8 @@ def test_what_is_ignored_is_inert(name, tmp_path):
     whole = weights.read(path)
     assert type(whole["args"]) is weights.Inert and vars(whole["args"]) == {}
     assert set(torch.serialization.get_safe_globals()) == before  # for this file alone
-    assert all(torch.equal(state_in(path)[k], value) for k, value in net.state_dict().items())
+    state = state_in(path)
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("name", [
