@@ -631,6 +631,8 @@ def check_labels(frames, labels, label_maps):
 
 
 def check_names(option, names, choices):
+    if isinstance(names, str):
+        raise ValueError(f"{option}={names!r}: a list of names is meant, as [{names!r}]")
     unknown = [name for name in names if name not in choices]
     if unknown:
         raise ValueError(f"{option}={' '.join(unknown)}: choose from {' '.join(choices)}")

@@ -997,6 +997,8 @@ def test_wrong_options_are_a_clear_error():
                     {"labels": "all"}, {"empty": "drop"}):
         with pytest.raises(ValueError, match="choose from"):
             ReportAugment(**options)
+    with pytest.raises(ValueError, match=r"without='flip': .* as \['flip'\]$"):
+        ReportAugment(without="flip")
     with pytest.raises(ValueError, match="hole"):
         ReportAugment(4)
     for options in ({"fit": "crop"}, {"interpolation": "nearest"}):
