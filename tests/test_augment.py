@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 import augment
 import decoding
 from augment import FILL, ReportAugment, draw, generator
-from tests.plain import ended, script
+from tests.processes import ended, script
 
 HERE = Path(__file__).parent
 GOLDEN = np.load(HERE / "golden" / "augment_albumentations_0.4.5.npz")

@@ -16,7 +16,8 @@ import torch
 
 import checkpoint
 from tests.plain import a_checkpoint as state
-from tests.plain import packed, wait_until
+from tests.plain import packed
+from tests.processes import wait_until
 
 
 def forked(child) -> int:

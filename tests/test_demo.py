@@ -16,7 +16,7 @@ from PIL import Image
 
 import data
 import demo
-from tests.plain import ended, fork, script, wait_until
+from tests.processes import ended, fork, script, wait_until
 
 TRAIN, VAL, SEED = 86, 20, 3
 

@@ -37,7 +37,7 @@ import pictures
 import progress
 import train
 from tests import bench_step, plain
-from tests.plain import ended, fork
+from tests.processes import ended, fork, wait_until
 
 pytestmark = pytest.mark.usefixtures("own_cache", "signals")
 
@@ -576,8 +576,8 @@ def test_f16_no_worker_outlives_the_run(scenes, tmp_path, how):
         return train.main([*FLAGS, "--data", str(scenes), "--out", str(out), *flags])
 
     process = fork(child, tmp_path / "log")
-    plain.wait_until((asleep if how == "SIGKILL" else out / "best.pt").exists)
-    plain.wait_until(lambda: len(decoding(process)) == 2)
+    wait_until((asleep if how == "SIGKILL" else out / "best.pt").exists)
+    wait_until(lambda: len(decoding(process)) == 2)
     workers = decoding(process)
     if how == "SIGKILL":
         os.kill(process, signal.SIGKILL)
@@ -591,7 +591,7 @@ def test_f16_no_worker_outlives_the_run(scenes, tmp_path, how):
         there = [Path(f"/proc/{worker}/stat") for worker in workers]
         return [path for path in there if path.exists() and ") Z" not in path.read_text()]
 
-    plain.wait_until(lambda: not running(), 1)
+    wait_until(lambda: not running(), 1)
     checkpoint.load(out / "last.pt")
 
 
@@ -929,7 +929,7 @@ def test_f32_one_signal_stops_all_ranks(scenes, tmp_path):
     out = tmp_path / "run"
     flags = ["--epochs", "100000", "--t-max", "9"]
     processes, codes = spread(scenes, out, *flags, seconds=30)
-    plain.wait_until((out / "best.pt").exists)
+    wait_until((out / "best.pt").exists)
     os.kill(processes[1], signal.SIGTERM)
     assert codes() == [143, 143]
     checkpoint.load(out / "last.pt")
@@ -1000,7 +1000,7 @@ def test_f32_ctrl_c_ends_the_wait_for_the_others(tmp_path):
         return train.main(FLAGS)
 
     process = fork(child, tmp_path / "log")
-    plain.wait_until((tmp_path / "started").exists)
+    wait_until((tmp_path / "started").exists)
     time.sleep(1)
     os.kill(process, signal.SIGINT)
     assert ended(process, 10) == -signal.SIGINT

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import mish_kernel as mk
-from tests.plain import ended, fork
+from tests.processes import ended, fork
 
 ROOT = Path(__file__).parent.parent
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

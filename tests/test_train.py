@@ -36,7 +36,8 @@ import model
 import progress
 import train
 import weights as published
-from tests import bench_step, plain
+from tests import bench_step
+from tests.processes import ended, fork, wait_until
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -386,10 +387,10 @@ def test_ctrl_c_in_a_terminal_ends_with_its_code_and_names_the_file(scenes, tmp_
         os.setsid()
         return train.main([*SMALL, *flags, "--data", str(scenes), "--out", str(tmp_path / "run")])
 
-    process = plain.fork(child, log)
-    plain.wait_until(lambda: log.exists() and "\nepoch 1:" in log.read_text())
+    process = fork(child, log)
+    wait_until(lambda: log.exists() and "\nepoch 1:" in log.read_text())
     os.killpg(process, signal.SIGINT)  # the whole group, as a terminal does
-    assert plain.ended(process) == 130
+    assert ended(process) == 130
     printed = log.read_text()
     errors = printed[printed.index("\n\nstopping after this step\n"):]
     assert "last.pt" in errors and "--resume" in errors and "Traceback" not in printed
@@ -509,7 +510,7 @@ def test_no_step_waits_for_a_pretended_gpu(scenes, trained, tmp_path):
 
         return pretended_cuda.main(commands)
 
-    assert plain.ended(plain.fork(child, log)) == 0, log.read_text()
+    assert ended(fork(child, log)) == 0, log.read_text()
 
     # How often each function waits, of each command.
     *trainings, scored = map(ast.literal_eval, re.findall("^waits: (.*)", log.read_text(), re.M))
