@@ -83,7 +83,8 @@ def write_page(path, rows, heads=(), legend=(), cell=CELL):
             for n, (text, kind) in enumerate(caption):
                 _write(pen, left, top + height + n * LINE, text, kind, width - 8)
         top += depth
-    sheet.crop((0, 0, sheet.width, top)).save(path)
+    # Of drawn scenes, level 6 takes four times as long and saves 0.2 %.
+    sheet.crop((0, 0, sheet.width, top)).save(path, compress_level=1)
 
 
 def _write(pen, left, top, text, kind, room=math.inf):
