@@ -744,9 +744,9 @@ def test_f29_short_shared_memory_ends_the_run_at_once(tmp_path):
     code, text = trained(table, tmp_path / "run", *flags, plant=plant)
     if code == 77:
         pytest.skip("needs a file system of its own")
-    last = text.splitlines()[-1]
-    assert code == 5 and last.startswith("train.py: unable to allocate shared")
-    assert "try --workers 0" in last
+    errors = text[text.index("train.py: "):]
+    assert code == 5 and errors.startswith("train.py: unable to allocate shared")
+    assert "try --workers 0" in errors and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
