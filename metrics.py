@@ -209,7 +209,7 @@ def fit_blend(members, target):
              mean or a member alone. Equal F1: the nearest to uniform
     raises   ValueError on unequal shapes, values outside [0, 1], NaN, no member
     cost     22 (M = 2), 232 (M = 3), beyond at most 66 M times best_threshold, which is linear
-             in N C: 4 to 6 s for M = 5, N = 2,400, C = 43 on one CPU core
+             in N C: 9 s for M = 5, N = 2,400, C = 43 on a core of an AMD EPYC
     """
     members = [_scores(p, 0, 1, f"member {m}") for m, p in enumerate(members)]
     if len({p.shape for p in members}) != 1:

@@ -17,23 +17,7 @@ import torch
 import checkpoint
 from tests.plain import a_checkpoint as state
 from tests.plain import packed
-from tests.processes import wait_until
-
-
-def forked(child) -> int:
-    """Run `child` in a process of its own; its return value is the exit code."""
-    process = os.fork()
-    if process == 0:
-        code = 99
-        try:
-            code = child() or 0
-        finally:
-            os._exit(code)
-    return process
-
-
-def finished(process) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+from tests.processes import ended, fork, wait_until
 
 
 def test_round_trip_and_torch_reads_it(tmp_path):
@@ -185,19 +169,22 @@ def test_a_pipe_or_a_circle_of_links_is_no_run(tmp_path):
 
 
 def test_disk_full_leaves_the_old_file_and_no_other(tmp_path):
+    folder = tmp_path / "there"
+    folder.mkdir()
+
     def child():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
-            checkpoint.save(tmp_path / "a.pt", state(2.0) | {"more": torch.zeros(100_000)})
+            checkpoint.save(folder / "a.pt", state(2.0) | {"more": torch.zeros(100_000)})
         except OSError as error:
             return 0 if error.errno == errno.EFBIG else 2
         return 1
 
-    checkpoint.save(tmp_path / "a.pt", state(1.0))
-    assert finished(forked(child)) == 0
-    assert checkpoint.load(tmp_path / "a.pt")["model"]["weights"][0, 0] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+    checkpoint.save(folder / "a.pt", state(1.0))
+    assert ended(fork(child, tmp_path / "log")) == 0
+    assert checkpoint.load(folder / "a.pt")["model"]["weights"][0, 0] == 1
+    assert [p.name for p in folder.iterdir()] == ["a.pt"]
 
 
 def test_kills_during_continuous_saving_leave_loadable_files(tmp_path):
@@ -212,11 +199,11 @@ def test_kills_during_continuous_saving_leave_loadable_files(tmp_path):
     rng, before = random.Random(1), 0
     for _ in range(12):
         (tmp_path / "moved").unlink(missing_ok=True)
-        process = forked(child)
+        process = fork(child, tmp_path / "log")
         wait_until((tmp_path / "moved").exists)
         time.sleep(0.1 * rng.random())
         os.kill(process, signal.SIGKILL)
-        assert finished(process) == -signal.SIGKILL
+        assert ended(process) == -signal.SIGKILL
         for name in ("last.pt", "last.prev.pt"):
             loaded = checkpoint.load(tmp_path / name)
             assert (loaded["model"]["weights"] == loaded["epoch"]).all()
@@ -276,12 +263,12 @@ def test_a_run_in_use_or_finished_is_not_taken(tmp_path):
         run.save(state())
         time.sleep(20)
 
-    process = forked(child)
+    process = fork(child, tmp_path / "log")
     wait_until((tmp_path / "last.pt").exists)
     with pytest.raises(checkpoint.CheckpointError, match=f"in use by process {process} on"):
         checkpoint.Run(tmp_path, True)
     os.kill(process, signal.SIGKILL)
-    finished(process)
+    ended(process)
     assert checkpoint.Run(tmp_path, True).saved  # the lock died with its process
     with pytest.raises(checkpoint.CheckpointError, match="holds a run already"):
         checkpoint.Run(tmp_path, False)

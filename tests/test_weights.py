@@ -35,6 +35,7 @@ import model
 import weights
 from model import COEFFICIENTS, create_model
 from tests.plain import packed, shapes_alone
+from tests.processes import ended, fork
 from weights import HALF, WEIGHTS, Weights, WeightsError
 
 
@@ -1088,17 +1089,19 @@ def test_an_interrupted_download_leaves_nothing(server, published, cache, monkey
     assert os.listdir(cache) == []
 
 
-def test_what_a_killed_download_has_left_is_removed(server, published, cache, monkeypatch, capsys):
+def test_what_a_killed_download_has_left_is_removed(
+    server, published, cache, tmp_path, monkeypatch, capsys
+):
     """The next time that these weights are asked for, where nothing was written to it meanwhile."""
     (url, pages, _), (content, sha256) = server, published
     pages["/tiny.pth"] = (200, content, len(content))
     publish(monkeypatch, "tiny", "best", f"{url}/tiny.pth", sha256)
-    process = os.fork()
-    if process == 0:
+
+    def child():
         monkeypatch.setattr(shutil, "move", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         create_model("tiny", 5, weights="best")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+    assert ended(fork(child, tmp_path / "log")) == -signal.SIGKILL
     (left,) = cache.iterdir()
     assert re.fullmatch(r"tiny\.pth\.\w+\.partial", left.name)
 
