@@ -1,6 +1,6 @@
 """Mish (Misra 2019, arXiv:1908.08681), Mish + dropout and the whole Mish head as Triton kernels.
 
-    python mish_kernel.py --quick     checks, then (on a GPU) the benchmark; --help lists options
+    python mish_kernel.py     checks and, on a GPU, the benchmark; --help lists options
 
 With e = exp(x) and d = e^2 + 2e + 2, since tanh(log(1 + e)) = e(e + 2) / d:
 
@@ -26,12 +26,14 @@ input's); fp32 master weights are read, and their gradients written, in fp32:
     z = x w1' + b1      h = keep mish(z)      g = keep mish'(z)      logits = h w2' + b2
     dz = (dlogits w2) g      dw2 = dlogits' h      dw1 = dz' x      dx = dz w1
 
-Small launches are added in a CUDA graph, which draws for itself (one; two of torch.compile's, which
-count for themselves), and by a gradient of the logits, where there is no loss (it is padded).
+Small launches come on top of these in a CUDA graph, where one draws seed and offset at each replay,
+under torch.compile, where another zeroes the head's counter, and where a gradient of the logits
+comes in place of a loss's and is padded.
 
 Elsewhere (CPU, fp32, B > 1024, C > 128, F % 16 not 0, H not 64, 128 or 256) torch multiplies the
-matrices around the elementwise kernel. The elementwise ops differentiate twice, the head once, and
-torch.func's transforms are refused by torch, which does not offer them for custom operators.
+matrices, around the elementwise kernel or, on a CPU, its formulas in torch's operators. The
+elementwise ops differentiate twice, the head once, and torch.func's transforms are refused by
+torch, which does not offer them for custom operators.
 """
 
 from __future__ import annotations
@@ -171,8 +173,9 @@ def keep_mask(x, rng, drop):
 
 
 def jit(function):
-    """triton.jit, if there is Triton; no new compilation for another seed or batch."""
-    plain = ["rng_ptr", "seed", "offset", "B"]
+    """triton.jit, if there is Triton. One compiled kernel serves each seed, each batch and each
+    counter, wherever it lies: another one could not be loaded while a stream is being captured."""
+    plain = ["rng_ptr", "seed", "offset", "B", "ticket_ptr"]
     return triton.jit(function, do_not_specialize=plain) if triton else function
 
 
@@ -204,8 +207,8 @@ def mish32(x):
     """mish and mish' for fp32 results; the product x log2(e) is carried with its rounding error."""
     lo = tl.maximum(x, -200.0, propagate_nan=tl.PropagateNan.ALL)
     xc = tl.minimum(lo, 20.0, propagate_nan=tl.PropagateNan.ALL)
-    # fp32(log2 e), whose rest is 1.925963e-8. The sum is for the compiler alone: of a mere product
-    # and the 64 below it would make one fma, whose rounding is not the one in error.
+    # fp32(log2 e), whose rest is 1.925963e-8. An fma, since the compiler would contract a mere
+    # product with the 64 below, and error has to be the rounding error of exactly this t.
     t = tl.fma(xc, 1.4426950216293335, 1e-30)
     error = tl.fma(xc, 1.4426950216293335, -t)
     error = tl.fma(xc, 1.925963033500116e-08, error)
@@ -228,8 +231,7 @@ def mish32(x):
 
 @jit
 def philox_key(rng_ptr, seed, offset):
-    """Seed and counter: those at rng_ptr or, where it is null, the two numbers. Both are one
-    compiled kernel, since another one could not be loaded while a stream is being captured."""
+    """Seed and counter: those at rng_ptr or, where it is null, the two numbers."""
     given = rng_ptr.to(tl.int64) != 0
     seed += tl.load(rng_ptr, mask=given, other=0)
     offset += tl.load(rng_ptr + 1, mask=given, other=0)
@@ -493,6 +495,11 @@ def head_backward_kernel(d_ptr, dloss_ptr, x_ptr, w1_ptr, w2_ptr, h_ptr, g_ptr,
 
 # -------------------------------------------------------------------------------------- operators
 
+# There are two: run_mish and run_head compute, and each has a setup, which keeps what the gradient
+# needs, and a gradient. Of these three both forms of an operator are made: a custom operator, which
+# torch.compile looks up and traces (mish_op, head_op), and an autograd.Function, which eager calls
+# take (direct_mish, direct_head), since torch's dispatcher takes longer than a launch.
+
 
 @functools.cache
 def capability(device):
@@ -596,7 +603,7 @@ def mish_gradient(op, ctx, grad):
 
 
 def direct(run, setup, gradient):
-    """An operator for eager calls, past torch's dispatcher, which takes longer than a launch."""
+    """The form of an operator for eager calls."""
 
     class Direct(torch.autograd.Function):
         @staticmethod
@@ -612,7 +619,6 @@ def direct(run, setup, gradient):
     return Direct.apply
 
 
-# What torch.compile looks up, and what eager calls take.
 mish_op = torch.library.custom_op("mish::mish", run_mish, mutates_args=())
 mish_op.register_fake(lambda dy, x, rng, drop: torch.empty_like(x))
 mish_op.register_autograd(functools.partial(mish_gradient, mish_op), setup_context=mish_setup)
@@ -626,28 +632,33 @@ def differentiable_mish(*inputs):
     return op(*inputs)
 
 
-COUNTERS = {}  # device -> list of counters that no launch has yet
-TICKETS = {}  # (device, stream) -> counter
+TICKETS = {}  # (device, stream) -> counter of its eager calls
+COUNTERS = {}  # device -> counters for calls in CUDA graphs, which no call has yet
+BLOCKS = []  # what COUNTERS are cut from: a graph knows their addresses, and keeps no tensor alive
 
 
 def ticket(x):
     """The head's counter of programs that have ended, int32 (1,): 0 before and after each launch.
 
-    Launches that may overlap have different ones: each stream its own, each call in a CUDA graph
-    its own, of those that were zeroed before the capture. torch.compile owns the memory of its
-    graphs, and makes and zeroes its own (one small launch more), as does a capture without any.
+    Launches that may overlap have different ones: each stream its own, which is zeroed on it, and
+    each call in a CUDA graph its own, of those that were zeroed before the capture. torch.compile
+    owns the memory of its graphs, and makes and zeroes its own (one small launch more), as does a
+    capture without any.
     """
     if capturing(x):
         spare = None if torch.compiler.is_compiling() else COUNTERS.get(x.device)
         return spare.pop() if spare else x.new_zeros(1, dtype=torch.int32)
 
-    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-    key = x.device, stream
     spare = COUNTERS.setdefault(x.device, [])
     if len(spare) < 200:  # more calls than a graph is likely to have
-        spare.extend(x.new_zeros(200, dtype=torch.int32).split(1))
+        block = x.new_zeros(200, dtype=torch.int32)
+        BLOCKS.append(block)
+        spare.extend(block.split(1))
+
+    stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+    key = x.device, stream
     if key not in TICKETS:
-        TICKETS[key] = spare.pop()
+        TICKETS[key] = x.new_zeros(1, dtype=torch.int32)
     return TICKETS[key]
 
 
@@ -1079,7 +1090,8 @@ def measure(op, kind, shape, providers, copy):
 
     eager = {}
     for provider, direction, clock in itertools.product(providers, moved, ("graph", "wall")):
-        function = FUNCTIONS[op][provider == "fused"]
+        eager_function, fused_function = FUNCTIONS[op]
+        function = fused_function if provider == "fused" else eager_function
         if provider in MODES:
             function = torch.compile(function, dynamic=False, mode=MODES[provider])
         try:
@@ -1102,7 +1114,8 @@ def benchmark(providers, shapes, ops=tuple(FUNCTIONS), kinds=tuple(DTYPES), path
     gpu = torch.cuda.get_device_properties(0)
     copy = copy_rate()
     print(f"{gpu.name}, {gpu.multi_processor_count} SMs, L2 {gpu.L2_cache_size >> 20} MB")
-    print(f"torch {torch.__version__}, triton {triton.__version__}, CUDA {torch.version.cuda}")
+    kernels = f"triton {triton.__version__}" if triton else "no Triton, fused is torch's operators"
+    print(f"torch {torch.__version__}, {kernels}, CUDA {torch.version.cuda}")
     print(f"{time.strftime('%Y-%m-%d')}, a copy of 128 MB: {copy:.0f} GB/s")
     with open(path, "a", newline="", buffering=1) as file:
         if file.tell() == 0:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 TYPES = {"n": "i32", "B": "i32", "seed": "i64", "offset": "i64"}
 TYPES |= {"ticket_ptr": "*i32", "rng_ptr": "*i64"}
+UNALIGNED = "ticket_ptr", "rng_ptr"
 
 
 class Code(NamedTuple):
@@ -22,8 +23,8 @@ class Code(NamedTuple):
 
 
 def build(folder, kernel, architecture, types, constants):
-    """The Code of a kernel. Pointers but the generator's are 16-byte aligned, n is a multiple of
-    16, what has no type is *fp32.
+    """The Code of a kernel. Pointers but the generator's and the counter's are 16-byte aligned, n
+    is a multiple of 16, what has no type is *fp32.
 
     constants  its tl.constexpr arguments, num_warps and num_stages, and None for what is left out
     """
@@ -36,7 +37,7 @@ def build(folder, kernel, architecture, types, constants):
     constants = {name: value for name, value in constants.items() if name in names}
     types = {n: (TYPES | types).get(n, "*fp32") for n in names}
     types |= dict.fromkeys(constants, "constexpr")
-    aligned = [n for n in names if n == "n" or types[n][0] == "*" and n != "rng_ptr"]
+    aligned = [n for n in names if n == "n" or types[n][0] == "*" and n not in UNALIGNED]
     attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(kernel, types, constants, attributes)
     target = GPUTarget("cuda", architecture, 32)

@@ -457,6 +457,51 @@ def test_imports_and_works_without_triton(tmp_path):
     assert ended(fork(child, log)) == 0, log.read_text()
 
 
+def test_counters_of_graphs_stay_and_those_of_streams_are_zeroed_there(tmp_path):
+    """As on a GPU, whose calls are in turn captured, on one stream and on another."""
+
+    def child():
+        from torch.multiprocessing.reductions import StorageWeakRef
+
+        from tests import pretended_cuda
+
+        pretended_cuda.pretend()
+        with pretended_cuda.PretendedCuda():
+            x = torch.zeros(4, 32, device="cuda")
+            one, captured = mk.ticket(x), []
+            for calls in (150, 150, 150, 300):  # 200 counters are made at once
+                torch.cuda.is_current_stream_capturing = lambda: True
+                for _ in range(calls):
+                    counter = mk.ticket(x)
+                    storage = StorageWeakRef(counter.untyped_storage())
+                    captured.append((storage, counter.storage_offset()))
+                torch.cuda.is_current_stream_capturing = lambda: False
+                assert mk.ticket(x) is one
+            del counter
+
+            other_stream = pretended_cuda.Stream()
+            other_stream.cuda_stream = 1
+            torch.cuda.current_stream = lambda *_: other_stream
+            other = mk.ticket(x)
+
+        assert not any(storage.expired() for storage, _ in captured)
+        places = {(storage.cdata, offset) for storage, offset in captured}
+        assert len(places) == len(captured) == 750
+        own = [StorageWeakRef(t.untyped_storage()).cdata for t in (one, other)]
+        assert len({*own, *(storage.cdata for storage, _ in captured)}) == 2 + 4
+
+    log = tmp_path / "log"
+    assert ended(fork(child, log)) == 0, log.read_text()
+
+
+@needs_triton
+def test_a_counter_has_no_kernel_of_its_own():
+    """They lie 4 bytes apart, and Triton compiles one kernel for addresses of 16 bytes and another
+    for the rest, unless told not to."""
+    (ticket,) = (p for p in mk.head_kernel.params if p.name == "ticket_ptr")
+    assert ticket.do_not_specialize
+
+
 def test_script_checks_and_says_that_nothing_was_timed(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert mk.main([]) == 0
