@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 import layouts
 from decoding import decode, opened, reduced_size, upright_size
 from layouts import DataError, did_you_mean, some
-from schema import visible
+from schema import in_a_line, visible
 
 ACTORS = ("adult", "baby", "ball", "bird", "car", "cat", "dog")  # tens of an id, from 1
 ACTIONS = ("climbing", "crawling", "eating", "flying", "jumping", "rolling", "running", "walking",
@@ -310,8 +310,13 @@ class Frames(Dataset):
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow releases the GIL
             for i, (error, present, unknown) in enumerate(pool.map(look, range(len(self)))):
                 if error:
-                    file = next(f for f in self._files(i) if error.startswith(f"{f}: "))
-                    faults.append((self.where[i], file, error.removeprefix(f"{file}: ")))
+                    # It begins with the file's name, escaped as DataError does it.
+                    start = in_a_line(f"{self.paths[i]}: ", 2000)
+                    file = self.paths[i]
+                    if self.map_paths is not None and not error.startswith(start):
+                        file = self.map_paths[i]
+                        start = in_a_line(f"{file}: ", 2000)
+                    faults.append((self.where[i], file, error.removeprefix(start)))
                 result["present"] += [present] if self.map_paths else []
                 result["unknown"] += [self.map_paths[i]] if unknown else []
 

@@ -569,6 +569,20 @@ def test_second_start_reads_no_image(tmp_path):
     assert torch.equal(data.A2D(tmp_path, "train").labels, before)
 
 
+LONG_NAME = f"{'/'.join(['d' * 200] * 10)}/a.png"
+
+
+@pytest.mark.parametrize("name", ["a\tb.png", "a\nb.png", "a\x1b[2J.png", "a: b.png", LONG_NAME])
+def test_a_damaged_file_of_any_name_is_a_problem(tmp_path, name):
+    """Names are escaped, and cut if they are long, where they stand in a line."""
+    folder = tmp_path / "own"
+    picture(folder / "fine.png")
+    damaged = picture(folder / name)
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    (problem,) = problems(data.ImageFolder, folder)
+    assert "cannot be read" in problem and problem.isprintable() and len(problem) < 2100
+
+
 def test_damaged_index_is_made_again(tmp_path):
     write_a2d(tmp_path, FRAMES)
     data.A2D(tmp_path, "train")
