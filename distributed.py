@@ -33,7 +33,8 @@ class World:
     A signal ends the program at once until `polled` is True, then on all ranks where the next
     `poll` is; once it is None, as the process ends, one more changes nothing. A second SIGINT ends
     the process without a word; what is on disk is whole at any moment. What ranks tell each other
-    but gradients goes over gloo on the CPU, so that no GPU has to wait.
+    of signals, errors and scores goes over gloo on the CPU, so that no GPU has to wait; what lies
+    on a GPU (gradients, buffers, a step's sums) goes over nccl.
 
     rank, size  0 of 1 without torchrun; rank 0 alone prints, and has the run folder
     raises      ValueError: torchrun's variables are not all there, or not what it sets;
@@ -210,10 +211,14 @@ def ranks() -> int:
 
 def device_rules(device):
     """[(whether it is broken, sentence)] for a --device."""
+    named = re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]{0,2}))?", device)
     on_cuda = device.startswith("cuda")
+    gpus = torch.cuda.device_count() if on_cuda and torch.cuda.is_available() else 0
+    beyond = named and int(named[2] or 0) >= gpus > 0
     return [
-        (not re.fullmatch(r"cpu|cuda(:\d+)?", device), "--device: is cpu, cuda or cuda:N"),
-        (on_cuda and not torch.cuda.is_available(), f"--device {device}: no CUDA here"),
+        (not named, "--device: is cpu, cuda or cuda:N"),
+        (on_cuda and gpus == 0, f"--device {device}: no CUDA here"),
+        (beyond, f"--device {device}: the last GPU here is cuda:{gpus - 1}"),
     ]
 
 
@@ -354,7 +359,7 @@ def diagnose(error, smaller):
         return 5, f"{text} – try --workers 0, or more shared memory"
     if "No working C++ compiler" in text:
         return 5, "--compile: no working C++ compiler – install one, or leave it out"
-    if "DefaultCPUAllocator" in text:
+    if re.search("DefaultCPUAllocator|CUDA error: out of memory|STATUS_ALLOC_FAILED", text):
         return 5, f"out of memory – try {smaller}"
     if isinstance(error, dist.DistError) or "gloo" in text:
         return 5, "another process of the run has ended, or cannot be reached"

@@ -685,6 +685,18 @@ def test_f28_out_of_memory_says_what_to_try(scenes, whole, tmp_path):
     assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
 
 
+@pytest.mark.parametrize("words", [
+    "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+])  # fmt: skip
+@pytest.mark.parametrize("kind", [RuntimeError, torch.AcceleratorError])
+def test_f28_what_takes_memory_beside_torch_says_what_to_try(kind, words):
+    """A context, a library's workspace, pinned memory: torch has no type for their errors."""
+    code, line = distributed.diagnose(kind(words), "--batch-size 4")
+    assert code == 5 and "out of memory" in line and "try --batch-size 4" in line
+
+
 def test_f28_a_step_that_does_not_fit_is_told_before_it(scenes, tmp_path):
     """What ends a process for its memory leaves no word."""
     needed = 8 * model.activation_bytes({"arch": "tiny"}, 32)

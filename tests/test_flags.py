@@ -248,6 +248,18 @@ def test_wrong_flags_are_refused_together(capsys):
         assert "no CUDA" in usage(capsys, "--device", "cuda")
 
 
+def test_a_gpu_that_is_not_there_is_refused(capsys, monkeypatch):
+    """torch would take cuda:256 for cuda:0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cuda:2", "cuda:256"):
+        assert f"{name}: the last GPU here is cuda:1" in usage(capsys, "--device", name)
+    for name in ("cuda:01", "cuda:1000", "cuda:-1", "gpu"):
+        assert "is cpu, cuda or cuda:N" in usage(capsys, "--device", name)
+    for name in ("cuda", "cuda:1", "cpu"):
+        assert train.parse_args(["--device", name]).device == name
+
+
 LONG = "9" * 300
 BOUNDS = {  # flag: the last values that are taken, the first that are not
     "--lr": ("1e-12 1e30", "0 -1 nan inf 1e31"), "--head-lr": ("1e-12 1e30", "0 nan inf"),
