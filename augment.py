@@ -796,12 +796,7 @@ class EvalTransform:
         images = fill.repeat(len(frames), 1, self.size, self.size)
 
         for i, (height, width) in enumerate(sizes.tolist()):
-            h = w = self.size
-            if self.fit == "letterbox":
-                h, w = (max(1, round(n * self.size / max(height, width))) for n in (height, width))
-            top = (self.size - h) // 2
-            left = (self.size - w) // 2
-
+            top, left, h, w = self.frame_box(height, width)
             frame = frames[i : i + 1, :, :height, :width]
             resized = F.interpolate(
                 frame.float().contiguous(),
@@ -812,6 +807,15 @@ class EvalTransform:
             )
             images[i, :, top : top + h, left : left + w] = resized[0].clamp_(0, 255)
         return normalize(images, self.mean, self.std, out=images)
+
+    def frame_box(self, height, width):
+        """Where a frame of that size is in its view: top, left, height, width."""
+        h = w = self.size
+        if self.fit == "letterbox":
+            longer = max(height, width)
+            h = max(1, round(height * self.size / longer))
+            w = max(1, round(width * self.size / longer))
+        return (self.size - h) // 2, (self.size - w) // 2, h, w
 
 
 # ------------------------------------------------------------------------------------- preview

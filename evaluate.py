@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.functional import center_crop
+from torchvision.transforms.functional import crop
 
 import augment
 import checkpoint
@@ -519,13 +519,12 @@ def explain(path, predictor, dataset, classes, probabilities):
             frame = dataset[i][1]
             size = frame.shape[1:]
 
-            # The map is stretched to the view, cut to what the view shows of the frame, and
-            # stretched to the frame.
+            # The map is stretched to the view, cut to where the frame is in it, and stretched to
+            # the frame.
             view = transform(frame[None].to(predictor.device))
             heat = model.class_activation(predictor.net, view, c)  # (1, 1, h, w)
             heat = F.interpolate(heat, [transform.size] * 2, mode="bilinear")
-            if transform.fit == "letterbox":
-                heat = center_crop(heat, [max(1, n * transform.size // max(size)) for n in size])
+            heat = crop(heat, *transform.frame_box(*size))
             heat = F.interpolate(heat, size, mode="bilinear")[0, 0, :, :, None].cpu().numpy()
 
             caption = [(f"{probabilities[i, c]:.0%}", kind_of(dataset.labels, i, c))]

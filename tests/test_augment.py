@@ -1056,6 +1056,22 @@ def test_evaluation_does_not_depend_on_the_batch(fit, interpolation):
         assert torch.equal(torch.cat([transform(f, s) for f, s in parts]), wanted)
 
 
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+def test_frame_box_is_where_the_view_shows_the_frame(fit):
+    """A white frame, of sizes that leave even and odd bands, and less than a row."""
+    view = augment.EvalTransform(64, (0, 0, 0), (1, 1, 1), fit)
+    for height, width in [(h, 90) for h in range(60, 130, 3)] + [(1, 500), (500, 1)]:
+        image = view(torch.full((1, 3, height, width), 255, dtype=torch.uint8))[0, 0]
+        top, left, h, w = view.frame_box(height, width)
+        expected = torch.zeros(64, 64, dtype=torch.bool)
+        expected[top : top + h, left : left + w] = True
+        assert torch.equal(image > 0.9, expected)
+    # 102 x 224 / 640 is 35.7
+    view = augment.EvalTransform(224, fit=fit)
+    wanted = (94, 0, 36, 224) if fit == "letterbox" else (0, 0, 224, 224)
+    assert view.frame_box(102, 640) == wanted
+
+
 def test_letterbox_and_bicubic_against_pillow():
     frame = smooth(1, 3, 100, 150)
     image = Image.fromarray(np.ascontiguousarray(frame[0].permute(1, 2, 0)))

@@ -508,7 +508,7 @@ class WhiteSeer(model.Network):
 
 
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
-@pytest.mark.parametrize("height, width", [(40, 160), (200, 100)])
+@pytest.mark.parametrize("height, width", [(40, 160), (200, 100), (100, 103)])
 def test_an_explanation_lies_where_the_network_looked(tmp_path, fit, height, width):
     frame = np.zeros((height, width, 3), np.uint8)
     top, left = height // 2, 3 * width // 4
