@@ -343,7 +343,8 @@ class Run:
         """raises CheckpointError listing the flags that differ from the saved run's, old -> new."""
         old = self.saved["args"]
         differing = [
-            f"--{name.replace('_', '-')} {in_a_line(old.get(name))} -> {value}"
+            f"{'processes' if name == 'ranks' else '--' + name.replace('_', '-')} "
+            f"{in_a_line(old.get(name))} -> {value}"
             for name, value in flags.items()
             if name not in free_to_change and old.get(name) != value
         ]

@@ -68,14 +68,21 @@ def reset_peak_memory(device):
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def free_memory() -> int | None:
-    """Bytes that processes can still get, of this container where it has a limit; None: unknown."""
+def free_memory(group="/sys/fs/cgroup") -> int | None:
+    """Bytes that processes can still get, of this container where it has a limit; None: unknown.
+
+    group  folder in which Linux tells a container's limit and use
+    """
     free = []
     with suppress(OSError, ValueError):
         fields = Path("/proc/meminfo").read_text().split()
         free.append(1024 * int(fields[fields.index("MemAvailable:") + 1]))
     with suppress(OSError, ValueError):  # "max" is no limit
-        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        limit = int(Path(group, "memory.max").read_text())
+        used = int(Path(group, "memory.current").read_text())
+        fields = Path(group, "memory.stat").read_text().split()
+        reclaimable = int(fields[fields.index("inactive_file") + 1])  # files that can be read again
+        free.append(limit - used + reclaimable)
     return min(free, default=None)
 
 

@@ -719,6 +719,13 @@ def test_f28_a_step_that_does_not_fit_is_told_before_it(scenes, tmp_path):
     assert code == 0 and "a step takes" not in text
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < progress.free_memory() < memory
+    # Of a container what it does not use is free, and so is what it has of files.
+    (tmp_path / "memory.max").write_text("9000\n")
+    (tmp_path / "memory.current").write_text("7000\n")
+    (tmp_path / "memory.stat").write_text("anon 4000\nfile 3000\ninactive_file 2500\n")
+    assert progress.free_memory(tmp_path) == 4500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert 4500 < progress.free_memory(tmp_path) < memory
 
 
 def test_f29_a_worker_that_hangs_ends_the_run(scenes, tmp_path):
@@ -934,7 +941,7 @@ def test_f31_ranks_draw_differently_and_resume_to_the_bit(scenes, tmp_path):
         one, two = (checkpoint.load(tmp_path / run / name) for run in ("whole", "run"))
         assert same(one["model"], two["model"]) and same(one["average"], two["average"])
     code, text = trained(scenes, tmp_path / "run", *flags, "--resume")
-    assert code == 3 and "--ranks 2 -> 1" in text
+    assert code == 3 and "processes 2 -> 1" in text
 
 
 def test_f32_one_signal_stops_all_ranks(scenes, tmp_path):
