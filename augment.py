@@ -389,7 +389,7 @@ def warp_labels(label_maps, plan, size):
     return found.view(index.shape).masked_fill_(~inside, data.NONE)
 
 
-def visible(label_maps, num_classes):
+def visible_labels(label_maps, num_classes):
     """(B, S, S) uint8 maps -> (B, num_classes) float32 multi-hot: classes with at least a pixel."""
     found = torch.zeros(len(label_maps), 256, device=label_maps.device)
     found.scatter_(1, label_maps.flatten(1).long(), 1.0)
@@ -730,7 +730,7 @@ class ReportAugment:
             maps.append(shown)
 
         if recount:
-            labels = visible(torch.cat(maps), labels.shape[1])
+            labels = visible_labels(torch.cat(maps), labels.shape[1])
         return images, labels
 
     def transform(self, frames, label_maps, plan, draws):

@@ -312,7 +312,8 @@ class Run:
         if not resume:
             self.saved = None
 
-        # The best that last.pt names, and what an epoch's best.pt still waits for room with.
+        # The best that last.pt names; and the bytes of a better one for which the disk had no room,
+        # which the next save tries to write.
         self.named = self.saved["best_sha256"] if self.saved else None
         self.unwritten = None
         if self.named:

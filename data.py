@@ -637,7 +637,7 @@ def collate(samples) -> Batch:
 
 def _worker(_):
     """Stopping is the parent's: a signal to the process group must not end its workers first, and
-    a kill of the parent must not leave them (they would look after it every five seconds)."""
+    a kill of the parent must not leave them: torch's look for it every five seconds alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -213,11 +213,12 @@ def device_rules(device):
     """[(whether it is broken, sentence)] for a --device."""
     named = re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]{0,2}))?", device)
     on_cuda = device.startswith("cuda")
-    gpus = torch.cuda.device_count() if on_cuda and torch.cuda.is_available() else 0
+    is_missing = on_cuda and not torch.cuda.is_available()
+    gpus = torch.cuda.device_count() if on_cuda else 0
     beyond = named and int(named[2] or 0) >= gpus > 0
     return [
         (not named, "--device: is cpu, cuda or cuda:N"),
-        (on_cuda and gpus == 0, f"--device {device}: no CUDA here"),
+        (is_missing, f"--device {device}: no CUDA here"),
         (beyond, f"--device {device}: the last GPU here is cuda:{gpus - 1}"),
     ]
 

@@ -42,7 +42,7 @@ from flags import Parser, add_flags, given_flags, out_of_range, refuse_broken
 from layouts import default_split, did_you_mean, read_text
 from progress import clock, show_interval, show_line
 
-BATCH_SIZE = 64  # frames in a forward pass without gradients; scores do not depend on it
+BATCH_SIZE = 64  # frames in a forward pass without gradients; of scores it changes the rounding
 FEW = 10  # frames whose predictions are printed
 PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of any page
 LEGEND = [  # of predictions, lines of pictures.write_page
@@ -158,7 +158,7 @@ def autocast(args):
     return torch.autocast(torch.device(args.device).type, dtype, enabled=args.amp != "off")
 
 
-def batches(dataset, indices, args, world):
+def make_loader(dataset, indices, args, world):
     """This rank's, in pinned memory where they are still to go to a GPU."""
     pin = args.device != "cpu" and dataset.keep in (None, "cpu")
     return data.batches(
@@ -181,7 +181,7 @@ def predict(net, dataset, view, args, world, most=None) -> torch.Tensor:
     net.eval()
 
     began = shown = time.monotonic()
-    loader = batches(dataset, indices, args, world)
+    loader = make_loader(dataset, indices, args, world)
     for start, batch in zip(indices[::together], loader, strict=True):
         images = view(batch.frames.to(args.device, non_blocking=True), batch.sizes)
         with autocast(args):
@@ -372,7 +372,7 @@ def open_frames(args, members):
 
 
 def evaluate(args, world):
-    """What the command does: all members' scores, their blend, and the files of its docstring."""
+    """What the command does: all members' scores, their blend, and the files of the run."""
     torch.backends.cudnn.benchmark = True
     members = open_members(args)
     with world.in_turn():
@@ -470,7 +470,7 @@ def read_blend(args, thresholds):
             paths = [os.path.realpath(path) for path in args.checkpoints]
             if wrong := schema.keys_fault(given, paths, paths, "weights"):
                 raise ValueError(wrong)
-            weights = metrics.shares([given[path] for path in paths])
+            weights = metrics.blend_weights([given[path] for path in paths])
             threshold, chosen_on = blend["threshold"], Path(args.blend).name
         except (ValueError, RecursionError) as error:
             raise data.DataError(

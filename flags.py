@@ -133,8 +133,8 @@ FLAGS = {
     "run": [
         ("--device", str, "cpu, cuda, cuda:1 [cuda where there is one]"),
         ("--out", str, "run folder [runs/ARCH-DATA]"),
-        ("--seed", int, "of order, draws, dropout; epoch e uses seed + e, process r of torchrun + "
-         "10000 r for dropout"),
+        ("--seed", int, "of order, draws and dropout, which differ from epoch to epoch; draws and "
+         "dropout also between torchrun's processes"),
         ("--dry-run", bool, "one step, one validation batch, nothing is written"),
     ],
 }  # fmt: skip

@@ -13,7 +13,7 @@ Empty sets: 0 / 0 is `zero_division`, by default 0. So an image without predicti
 one without label recall 0, and one with neither F1 0.
 
 Inputs are numpy arrays or CPU tensors and are never changed; results are plain floats. Every figure
-is independent of the order of the images, bit for bit, hence of batches, shards and ranks.
+of given scores is independent of the order of the images, bit for bit, hence of ranks.
 
 Sources  Godbole & Sarawagi 2004 (example-based measures); Everingham et al. 2010 (11-point AP);
          Xu et al., CVPR 2015 (A2D; its 11-point mAP is of videos and 36 classes).
@@ -178,7 +178,7 @@ def best_threshold(scores, target):
     return THRESHOLDS[f1.index(max(f1))], max(f1)
 
 
-def shares(weights):
+def blend_weights(weights):
     """As (M,) float64; raises ValueError unless they are >= 0 and sum to 1."""
     weights = np.asarray(weights, dtype=np.float64)
     if not (weights.min() >= 0 and abs(weights.sum() - 1) < 1e-6):
@@ -189,10 +189,10 @@ def shares(weights):
 def blend(members, weights):
     """The weighted mean of probabilities: (M, N, C) in [0, 1], (M,) -> (N, C) float64 in [0, 1].
 
-    raises  ValueError on weights that are no `shares`, or other than M
+    raises  ValueError on weights that `blend_weights` refuses, or other than M
     """
     mixture = 0
-    for weight, member in zip(shares(weights), members, strict=True):
+    for weight, member in zip(blend_weights(weights), members, strict=True):
         mixture = mixture + weight * np.asarray(member, dtype=np.float64)
     return np.minimum(mixture, 1)  # weights such as 1/M may round up
 
@@ -345,7 +345,7 @@ def _class_rows(scores, pred, target, class_names):
 
 
 def is_at_zero(report):
-    """Whether the F1 is less than a point above that of the constant answer."""
+    """Whether the F1 is at most a point above that of the constant answer."""
     return report["samples"]["f1"] - report["constant"]["f1"] <= 0.01
 
 

@@ -52,7 +52,7 @@ class Network(nn.Module):
         return self.head(self.forward_features(images))  # (B, 3, H, W) -> (B, num_classes)
 
     def forward_features(self, images):
-        return self.pool(self.feature_map(images))  # (B, F, H/32, W/32) -> (B, F)
+        return self.pool(self.feature_map(images))  # (B, F, H/32, W/32) -> (B, F); tiny: H/16
 
     def pool(self, x):
         return x.mean((2, 3))
@@ -380,7 +380,7 @@ class Cell(nn.Module):
         self.comb_iter_4_right = relu_conv_bn(width, width, 2) if stride == 2 else nn.Identity()
 
     def forward(self, prev, cur):
-        left = self.conv_prev_1x1(prev)  # (B, width, h, w)
+        left = self.conv_prev_1x1(prev)  # (B, width, h, w); cell_stem_0 keeps prev's channels
         right = self.conv_1x1(cur)  # (B, width, h, w)
         left_pool = self.comb_iter_0_right(max_pool_same(left, self.stride))
         right_pool = max_pool_same(right, self.stride)

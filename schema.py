@@ -72,8 +72,11 @@ def _refuse_packed(entries, size):
 
 
 def plain(value, done, depth=0):
-    """A tree of plain dicts, lists and tensors, in the place of those of a pickle, whose methods
-    its own attributes could stand for. done: {id of a part: (the part, what is in its place)}."""
+    """A tree of plain dicts, lists and tensors, in the place of those of a pickle: what was pickled
+    may have attributes, such as `items`, that hide the methods of its class.
+
+    done  {id of a part: (the part, what is in its place)}
+    """
     if id(value) in done:
         return done[id(value)][1]
     if depth > 100:

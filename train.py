@@ -6,8 +6,7 @@
 
 The flags and their defaults are in flags.py. `train` reads one way: run folder, seed, data, model,
 optimizer, resume, epochs, report. Order and draws are functions of (seed, epoch, step): a run that
-was killed and continued with --resume ends with the weights of one that was not. Exit codes: 0
-done, 1 bug, 2 usage, 3 bad input, 4 diverged, 5 memory or disk, 130 interrupted, 143 terminated.
+was killed and continued with --resume ends with the weights of one that was not.
 """
 
 import functools
@@ -181,7 +180,7 @@ class Replay:
         return self.loss, self.logits
 
     def record(self, images, labels):
-        """Nothing is computed here. The threads that decode may go on using the GPU."""
+        """Nothing is computed here. thread_local: the loader's thread may go on pinning memory."""
         self.images, self.labels = images.clone(), labels.clone()
         self.share = torch.ones((), device=self.device)
         memory = torch.cuda.get_device_properties(self.device).total_memory
@@ -250,12 +249,12 @@ class Trainer:
         """Go on from the checkpoint at path, whose weights net has already, with the rates of these
         flags. raises  checkpoint.CheckpointError"""
         restore = functools.partial(checkpoint.restore, path)
-        given = state["optimizer"] or {}  # a best.pt has none
+        given = state["optimizer"] or {}  # a best.pt has none, and is refused in the next line
         restore("optimizer.state", given.get("state"), self.optimizer.state_dict()["state"])
         if self.ema is not None and state["average"]:  # else it starts from these weights
             restore("average", state["average"], self.scored.state_dict())
             self.ema.n_averaged.fill_(state["averaged"])
-        if self.scaler.is_enabled() and state["scaler"]:  # likewise
+        if self.scaler.is_enabled() and state["scaler"]:  # else the scale starts anew
             checkpoint.refuse_misfit(path, "scaler", state["scaler"], self.scaler.state_dict())
             self.scaler.load_state_dict(state["scaler"])
         self.epochs, self.best = state["epoch"], state["best"]
@@ -278,7 +277,7 @@ class Trainer:
         order = data.order(len(self.training), args.seed, self.epochs)
         together = args.batch_size * world.size  # frames of all ranks in one forward pass
         windows = data.chunks(order, together * args.accumulate)[: progress.steps]
-        loader = iter(evaluate.batches(self.training, order, args, world))
+        loader = iter(evaluate.make_loader(self.training, order, args, world))
 
         loss_of, add_gradient = self.begin()
         sums = Sums(len(windows), self.device)
@@ -290,7 +289,7 @@ class Trainer:
         for step, window in enumerate(windows):
             lr = self.set_learning_rate(step)
 
-            # K micro-batches on each rank; `group` is what all ranks see in one of them.
+            # window: frames of this step; group: those of one micro-batch of all ranks.
             for group in data.chunks(window, together):
                 draws = augment.generator(args.seed, self.epochs, micro, world.rank)
                 images, labels = self.next_images(loader, draws, progress)
@@ -328,8 +327,8 @@ class Trainer:
         return row
 
     def begin(self):
-        """Freeze, seed; returns what computes the loss on these ranks, as DDP waits for all
-        gradients, and what adds the gradient of a batch."""
+        """Freeze, seed; returns what computes the loss on these ranks and what adds the gradient
+        of a batch. DDP, made anew, waits for the gradients of what is trained in this epoch."""
         args = self.args
         backbone = self.epochs < args.freeze_backbone
         model.set_frozen(self.net, backbone=backbone, bn=args.freeze_bn)
@@ -689,9 +688,10 @@ def train(args, world):
         if run:
             kept(run.log, line)
             saved_now = kept(run.save, trainer.state(), is_best)
+        mark = " *" if is_best else ""
         print("epoch {epoch}: loss {loss:.4f}, validation {val_loss:.4f}; F1 {val_f1:.3f} at "
               "{threshold:.2f} (chosen on validation), {val_f1_at_half:.3f} at 0.5, "
-              "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + " *" * is_best)
+              "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + mark)
 
     if not saved_now:
         raise OSError(f"{args.out}/last.pt: the last epoch is not in it – make room, then --resume")

@@ -166,8 +166,8 @@ TELLTALES = {
     "pnasnet5large": {"last_linear.": "timm"},
     "efficientnet": {"features.": "torchvision", "conv_stem.": "timm", "_conv_stem.": "lukemelas"},
 }
-# The functions that one set of parameters can be: the first from scratch, the second for weights
-# of this naming, where nothing else is known of them.
+# The two functions that one set of parameters can be. A network from scratch computes the first.
+# Weights of which nothing is known but that they are named as in SECOND are taken for the second.
 FLAVOURS = {"seresnext101": ("cadene", "gluon"), "efficientnet": ("tf", "torchvision")}
 SECOND = {"seresnext101": "timm", "efficientnet": "torchvision"}
 

@@ -643,7 +643,7 @@ def test_whole_batches_agree_with_single_samples(monkeypatch):
     """What an accelerator runs, on the CPU: within 1 level on 99.9 % of values, labels equal."""
     frames, maps = smooth(24, 3, 160, 200), torch.full((24, 160, 200), 255, dtype=torch.uint8)
     maps[:, 20:50, 30:60], maps[:, 100:140, 120:130] = 4, 40
-    labels = augment.visible(maps, 43)
+    labels = augment.visible_labels(maps, 43)
     sizes = torch.tensor([[160, 200], [150, 180], [100, 200]]).repeat(8, 1)
     for options in ({"empty": "redraw"}, {"extra": augment.EXTRA}):
         transform = ReportAugment(96, **options)
@@ -765,7 +765,7 @@ def test_empty_crops_are_redrawn():
     frames = smooth(64, 3, 160, 280)
     maps = torch.full((64, 160, 280), 255, dtype=torch.uint8)
     maps[:32, 60:80, 200:230] = 9  # half of the frames show an actor at all
-    labels = augment.visible(maps, 43)
+    labels = augment.visible_labels(maps, 43)
     kept, seen = ReportAugment(64)(frames, generator(0, 0, 0), labels, maps)
     redrawn, seen_now = ReportAugment(64, empty="redraw")(frames, generator(0, 0, 0), labels, maps)
     empty = seen.sum(1) == 0
@@ -1228,7 +1228,7 @@ def test_the_devices_part_is_180_kernels_whatever_the_batch():
 def test_cuda_agrees_and_never_synchronises(options):
     frames, maps = smooth(64, 3, 320, 400), torch.full((64, 320, 400), 255, dtype=torch.uint8)
     maps[:, 50:150, 60:160], maps[:, 250:280, 300:340] = 5, 41
-    labels = augment.visible(maps, 43)
+    labels = augment.visible_labels(maps, 43)
     transform = ReportAugment(extra=augment.EXTRA, **options)
     wanted = transform(frames, generator(0, 0, 0), labels, maps)
     device = frames.cuda(), labels.cuda(), maps.cuda()
