@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 import layouts
 from decoding import decode, opened, reduced_size, upright_size
 from layouts import DataError, did_you_mean, some
-from schema import in_a_line, visible
+from schema import in_a_line, is_name, visible
 
 ACTORS = ("adult", "baby", "ball", "bird", "car", "cat", "dog")  # tens of an id, from 1
 ACTIONS = ("climbing", "crawling", "eating", "flying", "jumping", "rolling", "running", "walking",
@@ -499,6 +499,8 @@ def _sorted_classes(listing, problems) -> list[str]:
     """
     seen = {}
     for name in sorted(listing.named):
+        if not is_name(name):
+            problems.append(f"{listing.named[name]}: no class can be called {name!r} – rename it")
         shape = unicodedata.normalize("NFKC", name).casefold().strip("\"'")
         shape = " ".join("".join(filter(str.isprintable, shape)).split())
         if number := re.fullmatch(r"0*(\d+)(\.0*)?", shape):

@@ -39,10 +39,13 @@ PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "image_path", "image", "image_id", "id", "name",
     "file_path", "filepath", "fname", "image_name", "img",
 )  # fmt: skip
-LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class")
+LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class", "choice")
 SPLIT_COLUMNS = ("split", "subset", "set", "data_split", "partition", "is_valid", "is_train")
 # Columns that are no classes, although they may hold 0 and 1.
-NO_CLASSES = (*PATH_COLUMNS, *SPLIT_COLUMNS, "index", "fold", "difficult")
+NO_CLASSES = (
+    *PATH_COLUMNS, *SPLIT_COLUMNS, "index", "fold", "difficult", "truncated", "occluded", "width",
+    "height", "file_size", "region_count", "region_id", "annotation_id", "annotator",
+)  # fmt: skip
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -313,6 +316,8 @@ def _classes_txt(folder, problems) -> list[str] | None:
 
     places = {}
     for where, name in read_lines(file):
+        if not is_name(name):
+            problems.append(f"{where}: no class can be called {name!r} – rename it")
         if places.setdefault(name, where) != where:
             problems.append(f"{where}: {name} stands already at {places[name]} – drop one")
     if not places:
@@ -423,7 +428,8 @@ def _columns(listing, table, known) -> Columns:
     classes = _class_columns(listing, table, others, known) if labels is None else {}
     ignored += [name for name in others if name not in classes]
     if ignored:
-        listing.note(f"ignored columns: {some(ignored)}")
+        taken = f"; classes are {some(list(classes))}" if classes else ""
+        listing.note(f"ignored columns: {some(ignored)}{taken}")
     return Columns(path, labels, split, classes)
 
 
@@ -511,7 +517,8 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
     if separator != "|":
         listing.note(f"its labels are separated by {separator!r}")
 
-    labels, missing, lists = [], Counter(), 0
+    lists = 0
+    found = []  # the names in each cell
     for where, text in column:
         if text in known:
             names = [text]
@@ -520,11 +527,15 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
         else:
             names = [name.strip() for name in text.split(separator)]
             _refuse_other_marks(listing, where, text, marks, [n for n in names if n not in known])
+        found.append(names)
 
+    labels, missing = [], Counter()
+    all_are_numbers = _are_numbers([names for names in found if not known.issuperset(names)])
+    for (where, text), names in zip(column, found, strict=True):
         # A vector of 0 and 1 has one of them twice, and says nothing of its columns.
         wrong = any(name not in known and _is_no_name(name) for name in names)
         is_vector = len(set(names)) < len(names) and None not in map(truth, names)
-        if wrong or is_vector:
+        if wrong or is_vector or (all_are_numbers and len(names) > 1):
             listing.problems.append(
                 f"{where}: {text!r} is no list of labels – separate them by |, or list the name in "
                 "classes.txt"
@@ -539,6 +550,18 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
     for word, count in missing.items():
         listing.note(f"{word} is read as no label in {count} of its rows")
     return labels
+
+
+def _are_numbers(rows) -> bool:
+    """Whether all rows that have names have two or more of 0 and 1, which are vectors, or a number
+    and a 0, which are 1,0 and 2,0 with a decimal comma."""
+    rows = [names for names in rows if set(names) - set(NO_LABEL)]
+    if not rows or any(len(names) < 2 for names in rows):
+        return False
+    are_vectors = all(None not in map(truth, names) for names in rows)
+    return are_vectors or all(
+        len(names) == 2 and names[0].isdecimal() and set(names[1]) == {"0"} for names in rows
+    )
 
 
 def _refuse_other_marks(listing, where, text, marks, names):
@@ -560,7 +583,8 @@ def _blanks_separate(texts, known) -> bool:
 
 
 def _is_no_name(name) -> bool:
-    """A line break or the like, a bracket that is not closed, or an error of a spreadsheet."""
+    """A line break or the like, a bracket that is not closed, an error of a spreadsheet, or 1 0 0.
+    """
     is_open = any(
         name.count(left) != name.count(right) and (name[0] == left or name[-1] == right)
         for left, right in ("[]", "()", "{}")
@@ -568,7 +592,7 @@ def _is_no_name(name) -> bool:
     )
     if is_open or (name and not is_name(name)):
         return True
-    return bool(re.match(r"[\[{]|#\w+[!?]$|\.\.\.$", name))
+    return bool(re.match(r"[\[{]|#\w+[!?]$|\.\.\.$|[01]( [01])+$", name))
 
 
 def _list_items(text) -> list[str] | None:
@@ -754,11 +778,6 @@ def read_folder(path, classes=None) -> Listing:
     places = _places(names, classes or ())
     found = sorted({label for _, label in places if label})
     labelled = bool(found) and _are_classes(listing, names, places, found, classes)
-    listing.problems += [
-        f"{top}: no class can be called {name!r} – rename the folder"
-        for name in found
-        if labelled and not is_name(name)
-    ]
     for file, name, (split, label) in zip(files, names, places, strict=True):
         if not labelled:
             listing.rows.append(Row(name, name, str(file), [], None))

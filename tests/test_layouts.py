@@ -45,6 +45,24 @@ ONCE = f"warning: most classes occur once – {SEVERAL}"
 
 CASES = {
     # labels
+    "numbers, some of them two": Case(
+        rows('"1,0"', "2", ""), ["its labels are separated by ','", "classes: 0 1, 1 1, 2 1",
+                                "val has no frame of 0, 1, 2", ONCE],
+        {"a.png": "0 1", "b.png": "2"}, {"c.png": ""},
+    ),
+    "listed numbers": Case(
+        rows('"1,0"', '"0,1"', ""), ["its labels are separated by ','", "classes: 0 2, 1 2",
+                                     "val has no frame of 0, 1"],
+        {"a.png": "0 1", "b.png": "0 1"}, {"c.png": ""}, "a.png b.png c.png classes.txt=0|1",
+    ),
+    "an export of Label Studio": Case(
+        "annotation_id,annotator,choice,id,image,lead_time,split\n1,1,dog,7,a.png,1.5,train\n"
+        "2,1,cat,8,b.png,0.1,train\n3,1,dog,9,c.png,1,val\n",
+        ["the paths are in column image", "the labels are in column choice",
+         "ignored columns: annotation_id, annotator, id, lead_time",
+         "classes: cat 1, dog 2", "val has no frame of cat"],
+        {"a.png": "dog", "b.png": "cat"}, {"c.png": "dog"},
+    ),
     "between |": pets(rows("dog|cat", "dog", "")),
     "between commas": pets(rows('"dog,cat"', "dog", ""), "its labels are separated by ','"),
     "between semicolons": pets(rows("dog; cat", "dog", ""), "its labels are separated by ';'"),
@@ -183,10 +201,11 @@ CASES = {
     ),
     "columns of other things": pets(
         rows("1,1,30,park", "1,0,40,sea", "0,0,50,park", "path,dog,cat,width,place,split"),
-        "ignored columns: width, place",
+        "ignored columns: width, place; classes are dog, cat",
     ),
     "columns that count": pets(
-        rows("1,1,1", "1,0,7", "0,0,0", "path,dog,cat,rain,split"), "ignored columns: rain",
+        rows("1,1,1", "1,0,7", "0,0,0", "path,dog,cat,rain,split"),
+        "ignored columns: rain; classes are dog, cat",
         files="a.png b.png c.png classes.txt=cat|dog",
     ),
     # splits
@@ -212,7 +231,7 @@ CASES = {
     ),
     "columns set and fold of other things": Case(
         "path,dog,set,fold\na.png,1,7,0\nb.png,1,8,1\nc.png,0,train,0\n",
-        ["ignored columns: set, fold", HASH, "classes: dog 2"],
+        ["ignored columns: set, fold; classes are dog", HASH, "classes: dog 2"],
         {"a.png": "dog", "c.png": ""}, {"b.png": "dog"},
     ),
     "an empty split": Case(
@@ -346,6 +365,13 @@ UNLABELLED = {
         None, "x/a.png y/b.png", "D", "no class is made of x, y, with 2 pictures",
         ["x/a.png", "y/b.png"],
     ),
+    "an export of VGG's Image Annotator": (
+        "filename,file_size,region_count,region_id,region_attributes\n"
+        'a.png,9,1,0,"{""class"":""dog""}"\nb.png,9,1,0,"{""class"":""cat""}"\n',
+        "a.png b.png", "D/t.csv", ("the paths are in column filename",
+        "ignored columns: file_size, region_count, region_id, region_attributes"),
+        ["a.png", "b.png"],
+    ),
     "a column of paths": ("path\na.png\nb.png\n", "a.png b.png", "D/t.csv", "", ["a.png", "b.png"]),
     "no label in any row": (
         "path,labels\na.png,\nb.png,NaN\n", "a.png b.png", "D/t.csv",
@@ -367,6 +393,29 @@ REFUSED = {  # table, lines of the message, files, flags
          f"D/t.csv:3: '{{dog}}' is no list of labels – {NAMES}",
          f"D/t.csv:4: \"{{'a': 1}}\" is no list of labels – {NAMES}",
          f"D/t.csv:5: \"[['dog']]\" is no list of labels – {NAMES}"],
+    ),
+    "vectors of two": (
+        rows('"[1, 0]"', '"0,1"', "") + 'd.png,"[True, False]",val\n',
+        [f"D/t.csv:2: '[1, 0]' is no list of labels – {NAMES}",
+         f"D/t.csv:3: '0,1' is no list of labels – {NAMES}",
+         f"D/t.csv:5: '[True, False]' is no list of labels – {NAMES}"],
+    ),
+    "vectors with blanks": (
+        rows("1 0 0", "dog", ""), [f"D/t.csv:2: '1 0 0' is no list of labels – {NAMES}"],
+    ),
+    "decimal commas": (
+        "path;labels;split\na.png;1,0;train\nb.png;2,0;train\nc.png;;val\n",
+        [f"D/t.csv:2: '1,0' is no list of labels – {NAMES}",
+         f"D/t.csv:3: '2,0' is no list of labels – {NAMES}"],
+    ),
+    "a class that cannot be written": (
+        'path,"dog\n(big)",cat\na.png,1,0\nb.png,0,1\n',
+        ["D/t.csv:1: no class can be called 'dog\\n(big)' – rename it"],
+    ),
+    "a listed class that cannot be written": (
+        "path,labels\na.png,dog\tcat\n",
+        ["D/classes.txt:2: no class can be called 'dog\\tcat' – rename it"],
+        "a.png classes.txt=bird|dog\tcat",
     ),
     "numbers in place of columns": (
         rows('"[1, 0, 1]"', "[1. 0. 0.]", "[False True False]") + "d.png,[0 ... 1],val\n",
@@ -696,7 +745,7 @@ def test_names_that_cannot_be_printed_are_refused(tmp_path, capsys, cell):
 def test_a_class_folder_that_cannot_be_printed_is_refused(tmp_path, capsys):
     fill(tmp_path, None, "p/dog/1.png p/dog/2.png p/\x1b[2Jcat/1.png p/\x1b[2Jcat/2.png")
     code, out, err = checked(tmp_path, "D/p", capsys)
-    assert code == 3 and "no class can be called '\\x1b[2Jcat' – rename the folder" in err
+    assert code == 3 and "no class can be called '\\x1b[2Jcat' – rename it" in err
     assert "\x1b" not in "".join(out) + err
 
 
