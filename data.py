@@ -550,10 +550,24 @@ def load(path, splits=("train", "val"), classes=None, keep=None, size=None, imag
 
     if problems:
         raise DataError(*dict.fromkeys(problems))
+    for (a, left), (b, right) in itertools.combinations(sets.items(), 2):
+        print(_copies(a, left, b, right), end="")
     for split, dataset in sets.items():
         if classes is not None and dataset.class_names != list(classes):
             raise DataError(f"{path} ({split}): its classes differ from the checkpoint's")
     return sets
+
+
+def _copies(a, left, b, right) -> str:
+    """A line on the frames of b that are copies of frames of a, which is trained on, or ""."""
+    if not (isinstance(left, Listed) and isinstance(right, Listed)):
+        return ""
+    is_copy = torch.isin(right.identities(), left.identities())
+    if not is_copy.any():
+        return ""
+    names = [right.names[i] for i in is_copy.nonzero().flatten().tolist()]
+    line = f"warning: copies of frames of {a} are in {b}, {len(names)} of {len(right)}: "
+    return visible(line + some(names, 3)) + "\n"
 
 
 def _openings(path, splits, classes, images, val):
@@ -587,6 +601,11 @@ def say(listing):
 def choose_rows(listing, splits) -> dict[str, str | None]:
     """{name of a set: the split of its rows, or None for all of them}."""
     asked_for_one = len(splits) == 1 and splits[0] is not None
+    if not listing.labelled() and asked_for_one and not listing.has_splits():
+        raise DataError(
+            f"{listing.source}: has neither labels nor splits, so all of it is one – leave out "
+            f"--split {splits[0]}"
+        )
     if not listing.labelled() and not (asked_for_one and listing.has_splits()):
         return {"all": None}
     if not listing.has_splits():

@@ -304,6 +304,9 @@ def read_table(path, images=None, classes=None) -> Listing:
             listing.rows.append(Row(where, *place, names, split))
 
     finder.note()
+    if columns.labels is not None and not listing.named:
+        name = table.header[columns.labels]
+        listing.note(f"column {name} has no label in any row, so its images are without labels")
     _merge_rows(listing, one_label_each=columns.labels is not None)
     return listing
 

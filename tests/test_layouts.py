@@ -274,8 +274,9 @@ CASES = {
     ),
     "train and val of class folders": Case(
         None,
-        ["4 of 5 files are read; left out: 1 hidden", FOLDERS, "classes: cat 1, dog 3",
-         "val has no frame of cat"],
+        ["4 of 5 files are read; left out: 1 hidden", FOLDERS,
+         "warning: copies of frames of train are in val, 1 of 1: Valid/dog/1.png",
+         "classes: cat 1, dog 3", "val has no frame of cat"],
         {"train/cat/1.png": "cat", "train/dog/1.png": "dog", "train/dog/2.png": "dog"},
         {"Valid/dog/1.png": "dog"},
         files="train/dog/1.png train/dog/2.png train/.DS_Store=x Valid/dog/1.png train/cat/1.png",
@@ -319,7 +320,9 @@ CASES = {
         files="cat/1.png cat/5.png dog/1.png dog/x/2.png dog/x/3.png bird/n.txt=x", flags="D",
     ),
     "folders as archives unpack": Case(
-        None, [FOLDERS, "classes: cat 2, dog 2", "val has no frame of dog"],
+        None,
+        [FOLDERS, "warning: copies of frames of train are in val, 1 of 1: seg_val/seg_val/cat/1.png",
+         "classes: cat 2, dog 2", "val has no frame of dog"],
         {"seg_train/seg_train/cat/1.png": "cat", "seg_train/seg_train/dog/1.png": "dog",
          "seg_train/seg_train/dog/2.png": "dog"},
         {"seg_val/seg_val/cat/1.png": "cat"},
@@ -375,7 +378,9 @@ UNLABELLED = {
     "a column of paths": ("path\na.png\nb.png\n", "a.png b.png", "D/t.csv", "", ["a.png", "b.png"]),
     "no label in any row": (
         "path,labels\na.png,\nb.png,NaN\n", "a.png b.png", "D/t.csv",
-        "NaN is read as no label in 1 of its rows", ["a.png", "b.png"],
+        ("NaN is read as no label in 1 of its rows",
+         "column labels has no label in any row, so its images are without labels"),
+        ["a.png", "b.png"],
     ),
 }  # fmt: skip
 
@@ -681,6 +686,13 @@ def test_a_list_of_validation_frames_of_its_own(tmp_path, capsys):
     assert checked(tmp_path, "D/t.csv --images D --val D/v/v.csv", capsys)[2] == (
         "data.py: D/v/v.csv:2: a.png is also in train (D/t.csv:2) – keep it out of val\n"
     )
+
+
+@pytest.mark.parametrize("files", ["x/train/1.png x/val/2.png", "x/1.png"])
+def test_a_split_of_frames_that_have_none_is_refused(tmp_path, files):
+    fill(tmp_path, None, files)
+    with pytest.raises(data.DataError, match="has neither labels nor splits.*out --split val"):
+        data.load(tmp_path / "x", ("val",))
 
 
 def test_linked_folders_are_read_once(tmp_path, capsys):
