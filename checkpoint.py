@@ -261,19 +261,34 @@ def restore(path, key, given, own):
 
 # ------------------------------------------------------------------------------------ run folders
 
+RUN_FILES = ("log.jsonl", "report.csv", "curves.png", "classes.png")  # beside the checkpoints
+
+
+def refuse_foreign(folder, names, *signs):
+    """Raises CheckpointError where a folder has files of these names, which would be replaced, and
+    none of the files `signs`, one of which stands beside all that this program has written."""
+    there = [name for name in names if os.path.isfile(Path(folder, name))]
+    if there and not any(os.path.lexists(Path(folder, sign)) for sign in signs):
+        raise CheckpointError(
+            f"{folder}: has {', '.join(there)} and no {' or '.join(signs)}, so something else would "
+            "be replaced – choose another --out"
+        )
+
 
 class Run:
     """A run folder: locked while the object lives, left whole by a kill at any moment.
 
     resume  None: the run begins; "same"; "override", which may lose the best of before
     saved   the state in last.pt, or None where a run begins
-    raises  CheckpointError: in use, holds epochs of a run though not `resume`, cannot be written,
-            damaged, without the best.pt that last.pt names
+    raises  CheckpointError: in use, holds epochs of a run though not `resume`, or files that are of
+            none, cannot be written, damaged, without the best.pt that last.pt names
     """
 
     def __init__(self, folder, resume=None):
         self.folder = Path(folder)
         self.last, self.best = self.folder / "last.pt", self.folder / "best.pt"
+        refuse_foreign(folder, RUN_FILES, "last.pt", "args.json")
+        refuse_foreign(folder, ["best.pt"], "last.pt")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / "lock", "a+", errors="replace")  # noqa: SIM115

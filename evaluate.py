@@ -43,6 +43,7 @@ from layouts import default_split, did_you_mean, read_text
 from progress import clock, show_interval, show_line
 
 BATCH_SIZE = 64  # frames in a forward pass without gradients; of scores it changes the rounding
+EVALUATION_FILES = ("predictions.png", "report.csv", "classes.png", "explain.png")
 FEW = 10  # frames whose predictions are printed
 PAGE, ROW = 24, 6  # frames on a page of predictions, in a row of any page
 LEGEND = [  # of predictions, lines of pictures.write_page
@@ -300,7 +301,7 @@ def parse_args(argv=None):
     """The flags; all that is wrong with them is refused in one message."""
     parser = Parser(
         description=__doc__.split("\n\n")[0],
-        usage="python evaluate.py CHECKPOINT [CHECKPOINT …] [flags]; --help lists them",
+        usage="python evaluate.py CHECKPOINT [CHECKPOINT ...] [flags]; --help lists them",
         epilog="The values in [] are the defaults.",
     )
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run, or "
@@ -312,6 +313,7 @@ def parse_args(argv=None):
     # A CPU computes in fp16 slowly, where it can at all.
     amp = "fp16" if device.startswith("cuda") else "off"
     args = argparse.Namespace(**{**DEFAULTS, "amp": amp, **given, "device": device})
+    args.checkpoints = [str(best_of(path)) for path in args.checkpoints]
 
     rules = out_of_range(args) + distributed.device_rules(device) + [
         ("threshold" in given and args.blend == "fit", "--threshold: --blend fit finds one"),
@@ -349,6 +351,11 @@ def open_frames(args, members):
     """(split, frames to be scored): the val of data that have splits, or else all; images without
     labels are the split "all"."""
     classes = members[0].classes
+    if demo.is_drawn(args.data) and classes != data.CLASSES:
+        raise data.DataError(
+            f"--data {args.data}: {args.checkpoints[0]} has other classes than the drawn scenes – "
+            "name frames of its own"
+        )
     options = {"size": members[0].transform.size, "images": args.images}
     split, dataset = open_sets(args.data, (args.split,), classes, **options).popitem()
 
@@ -386,6 +393,7 @@ def evaluate(args, world):
     weights, threshold, chosen_on = read_blend(args, [member.threshold for member in members])
 
     folder = Path(args.out or Path(args.checkpoints[0]).parent / f"evaluate-{split}")
+    checkpoint.refuse_foreign(folder, EVALUATION_FILES, "predictions.csv")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -432,6 +440,9 @@ def evaluate(args, world):
         names, frequency = members[0].classes, members[0].state["frequency"]
         report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)
         written += ", report.csv" + write_report(folder, report)
+    for name in EVALUATION_FILES:  # of the evaluation that this one replaces
+        if name not in written:
+            (folder / name).unlink(missing_ok=True)
     print(f"written: {folder}/{written}")
 
 

@@ -287,6 +287,23 @@ def test_a_run_without_a_finished_epoch_is_begun_anew(tmp_path, capsys):
     assert "starts one" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("resume", [None, "same", "override"])
+@pytest.mark.parametrize("name", ["best.pt", "report.csv", "log.jsonl"])
+def test_files_that_are_of_no_run_are_not_replaced(tmp_path, name, resume):
+    """A best.pt whose last.pt was removed for its size; the table that is to be trained on."""
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(checkpoint.CheckpointError, match=f"has {name} and no last.pt"):
+        checkpoint.Run(tmp_path, resume)
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_begun_anew(tmp_path):
+    run = checkpoint.Run(tmp_path)
+    run.write_args({})
+    run.lock.close()
+    assert checkpoint.Run(tmp_path, "same").saved is None
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(checkpoint.CheckpointError, match="file/run"):

@@ -572,6 +572,48 @@ def said(pets, out, capsys, *flags):
     return code, text.splitlines(), errors
 
 
+def test_a_runs_folder_means_its_best(pets, tmp_path):
+    """Where results go, and in the file of a blend."""
+    for name in "ab":
+        shutil.copytree(pets / "run", tmp_path / name)
+    flags = ["--data", str(pets / "pets.csv"), *ON_CPU]
+    assert evaluate.main([str(tmp_path / "a"), *flags]) == 0
+    assert (tmp_path / "a/evaluate-val/predictions.csv").exists()
+
+    fitted = ["--blend", "fit", "--out", str(tmp_path / "o")]
+    assert evaluate.main([str(tmp_path / "a"), str(tmp_path / "b"), *fitted, *flags]) == 0
+    files = [str(tmp_path / name / "best.pt") for name in "ab"]
+    given = ["--blend", str(tmp_path / "o/blend.json"), "--out", str(tmp_path / "p")]
+    assert evaluate.main([*files, *given, *flags]) == 0
+    assert list(json.loads((tmp_path / "o/blend.json").read_text())["weights"]) == files
+
+
+def test_an_evaluation_replaces_one_and_nothing_else(pets, tmp_path, capsys, charts):
+    out = tmp_path / "out"
+    assert evaluated(out, pets / "run", "--data", pets / "pets.csv", "--explain", "cat") == 0
+    names = {"predictions.csv", "predictions.png", "report.csv", "classes.png", "explain.png"}
+    assert {path.name for path in out.iterdir()} == names
+    (out / "notes.txt").write_text("mine")
+    assert evaluated(out, pets / "run", "--data", pets / "0.png") == 0
+    left = {"predictions.csv", "predictions.png", "notes.txt"}
+    assert {path.name for path in out.iterdir()} == left
+
+    # The table that is to be scored, and what a training has written.
+    shutil.copy(pets / "pets.csv", pets / "report.csv")
+    for folder, data_flag in ((pets, pets / "report.csv"), (pets / "run", pets / "pets.csv")):
+        before = (folder / "report.csv").read_text()
+        assert evaluated(folder, pets / "run", "--data", data_flag) == 3
+        assert "has report.csv" in capsys.readouterr().err
+        assert (folder / "report.csv").read_text() == before
+        assert not (folder / "predictions.csv").exists()
+    (pets / "report.csv").unlink()
+
+
+def test_drawn_scenes_are_not_scored_by_other_classes(pets, tmp_path, capsys):
+    assert evaluated(tmp_path, pets / "run") == 3
+    assert "has other classes than the drawn scenes – name frames" in capsys.readouterr().err
+
+
 HELD_OUT = [i for i in range(12) if hashlib.sha256(f"{i}.png".encode()).digest()[0] % 5 == 0]
 
 
@@ -612,8 +654,8 @@ def test_frames_that_were_trained_on_are_told_in_any_list(pets, tmp_path, capsys
         (pets / "held.csv", 0, 3), (tmp_path / "x", 1, 2),
     ):  # fmt: skip
         code, text, _ = said(pets, tmp_path / "out", capsys, "--data", spec)
-        warned = [line for line in text if line.startswith("warning: P/run was")]
-        expected = f"warning: P/run was trained on {seen} of these {of} frames"
+        warned = [line for line in text if line.startswith("warning: P/run/best.pt was")]
+        expected = f"warning: P/run/best.pt was trained on {seen} of these {of} frames"
         assert code == 0 and warned == ([expected] if seen else [])
 
 
@@ -635,7 +677,7 @@ def test_each_of_several_checkpoints_is_asked_what_it_was_trained_on(pets, tmp_p
         warned = [x for x in capsys.readouterr().out.splitlines() if x.startswith("warning: ")]
         trained_on = {pets / "run": 12 - len(HELD_OUT), tmp_path / "b": 12}
         assert warned == [
-            f"warning: {path} was trained on {trained_on[path]} of these 12 frames"
+            f"warning: {path}/best.pt was trained on {trained_on[path]} of these 12 frames"
             for path in order
         ]
 
