@@ -20,6 +20,7 @@ differs  - A rotated sample is interpolated once, not twice, hence sharper.
 
 import argparse
 import hashlib
+import os
 import struct
 import sys
 from functools import cache, reduce
@@ -877,6 +878,8 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
 
+    if os.path.realpath(args.out) in map(os.path.realpath, args.images):
+        return f"--out {args.out}: is one of the pictures – name another file"
     try:
         images = [data.decode(path) for path in args.images]
     except data.DataError as problem:

@@ -270,8 +270,8 @@ def refuse_foreign(folder, names, *signs):
     there = [name for name in names if os.path.isfile(Path(folder, name))]
     if there and not any(os.path.lexists(Path(folder, sign)) for sign in signs):
         raise CheckpointError(
-            f"{folder}: has {', '.join(there)} and no {' or '.join(signs)}, so something else would "
-            "be replaced – choose another --out"
+            f"{folder}: has {', '.join(there)} and no {' or '.join(signs)}: what is not of this "
+            "program would be replaced – choose another --out"
         )
 
 

@@ -754,13 +754,14 @@ def describe_batches(dataset, batch_size, workers) -> str:
 
     width, height = (max(sides) for sides in zip(*sizes, strict=True))
     channels = 3 if dataset.map_paths is None else 4
-    batch = batch_size * width * height * channels
+    frames = min(batch_size, len(dataset))
+    batch = frames * width * height * channels
     waiting = PREFETCHED * workers + 1
     if batch * waiting < 1e9:
         return ""
     return (
         f"decoded frames take {batch * waiting / 1e9:.1f} GB of memory: {waiting} batches of "
-        f"{batch_size} frames up to {width} x {height} – fewer --workers or a smaller --batch-size "
+        f"{frames} frames up to {width} x {height} – fewer --workers or a smaller --batch-size "
         "take less"
     )
 
@@ -780,4 +781,6 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a name's letters
     sys.exit(main())

@@ -124,11 +124,14 @@ def rgb(image, name="image", shorter=None) -> np.ndarray:
     of an animation the first picture is taken. Float images are refused: they have no agreed range.
 
     shorter  a picture whose shorter side has more pixels is reduced to it; None: it never is
-    raises   DataError that begins with `name`: float pixels, grey beyond 16 bits, or over
-             MAX_PIXELS by its header
+    raises   DataError that begins with `name`: truncated, float pixels, grey beyond 16 bits, or
+             over MAX_PIXELS by its header
     """
     refuse_too_large(image, name)
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)  # which decodes it
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error}) – replace or remove it") from None
     if image.mode == "F":
         raise DataError(f"{name}: float pixels have no agreed range – save as 8-bit")
     if image.mode.startswith("I"):

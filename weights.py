@@ -186,6 +186,9 @@ def recognise(arch, state_dict) -> str:
     for start, naming in TELLTALES.get(family(arch), {}).items():
         if any(key.startswith(start) for key in state_dict):
             return naming
+    # timm's SE-ResNeXt101 has our names but for the classifier, which a file may be without.
+    if arch == "seresnext101" and not any(key.startswith("head.") for key in state_dict):
+        return "timm"
     return "ours"
 
 
@@ -537,24 +540,44 @@ def open_weights(arch, name) -> Source:
     whole = read(path)
     state, words = unwrap(whole, path)
 
+    is_assumed = False
     if tag:
         record = WEIGHTS[arch, tag]
         naming, flavour, inputs = record.naming, record.flavour, input_config(arch, record)
     else:
         # A checkpoint of train.py says how its network was made and what it has seen.
         tag, naming = "unlisted file", recognise(arch, state)
-        flavour = _dict_in(whole, "config").get("flavour")
+        flavour, is_assumed = flavour_of(arch, whole, naming)
         inputs = _dict_in(whole, "input_config")
         if inputs and (wrong := schema.fault(inputs, checkpoint.INPUT_CONFIG, "input_config")):
             raise WeightsError(f"{path}: {wrong}; correct or remove it")
-        flavours = FLAVOURS.get(family(arch), (None,))
-        if flavour not in flavours:
-            flavour = flavours[-1] if naming == SECOND.get(family(arch)) else flavours[0]
 
     description = [tag, *words, f"{naming} naming"]
     if flavour:
         description.append(f"{flavour} flavour")
+    if is_assumed:
+        (other,) = {*FLAVOURS[family(arch)]} - {flavour}
+        description[-1] += f" assumed (create_model(flavour={other!r}) takes it for the other)"
     return Source(path, state, naming, flavour, inputs, ", ".join(description), digest)
+
+
+def flavour_of(arch, whole, naming):
+    """The flavour of a file of which there is no record, and whether it is an assumption."""
+    flavours = FLAVOURS.get(family(arch))
+    if flavours is None:
+        return None, False
+
+    # What train.py's checkpoints and timm's say.
+    given = _dict_in(whole, "config").get("flavour")
+    if given in flavours:
+        return given, False
+    is_timms = family(arch) == "efficientnet" and naming == "timm"
+    if is_timms and isinstance(whole.get("arch"), str):
+        return ("tf" if whole["arch"].startswith("tf_") else "torchvision"), False
+
+    # Each naming is of one flavour, but for ours and timm's EfficientNets.
+    flavour = flavours[1] if naming == SECOND[family(arch)] else flavours[0]
+    return flavour, naming == "ours" or is_timms
 
 
 def _dict_in(whole, key):

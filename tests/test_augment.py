@@ -1174,6 +1174,8 @@ def test_script_writes_a_grid_and_names_what_is_wrong(tmp_path, monkeypatch, cap
                   ["1.png", "--out", "no/grid.png"], ["1.png", "--out", "grid.xyz"]):
         monkeypatch.chdir(tmp_path)
         assert wrong[-1] in augment.main(wrong)
+    assert "is one of the pictures" in augment.main([pictures[1], "--out", "1.png"])
+    assert (tmp_path / "1.png").read_bytes() == whole
 
 
 # -------------------------------------------------------------------------------------- CUDA

@@ -623,6 +623,8 @@ def test_memory_of_batches_is_told_where_it_passes_1_gb(tmp_path):
     picture(tmp_path / "a.jpg", (1600, 800), exif=exif)
     picture(tmp_path / "b.jpg", (1920, 640))
     dataset = data.ImageFolder(tmp_path, size=224)
+    assert data.describe_batches(dataset, 1000, 2) == ""  # no batch is larger than all there are
+    dataset.paths *= 70
     # 1920 x 1280 is what both fit into: 7.4 MB a frame, five batches with two workers
     assert data.describe_batches(dataset, 27, 2) == ""
     assert data.describe_batches(dataset, 28, 2) == (
@@ -631,7 +633,7 @@ def test_memory_of_batches_is_told_where_it_passes_1_gb(tmp_path):
     )
     assert data.describe_batches(dataset, 135, 0) == ""
     assert data.describe_batches(dataset, 136, 0).startswith("decoded frames take 1.0 GB")
-    (batch,) = data.batches(dataset, [0, 1], 2)
+    (batch,) = data.batches(data.ImageFolder(tmp_path, size=224), [0, 1], 2)
     assert batch.frames.shape == (2, 3, 1280, 1920)
 
 

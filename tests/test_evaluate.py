@@ -239,6 +239,11 @@ def test_a_predictor_names_an_image_that_cannot_be_read(members, tmp_path):
         predictor(tmp_path / "a.png")
     with pytest.raises(data.DataError, match="float pixels"):
         predictor(Image.new("F", (30, 30)))
+    Image.effect_noise((60, 60), 50).save(tmp_path / "b.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:900])
+    image = Image.open(tmp_path / "b.jpg")
+    with image, pytest.raises(data.DataError, match="image: cannot be read .*truncated"):
+        predictor(image)
     with pytest.raises(checkpoint.CheckpointError, match="gone.pt"):
         evaluate.Predictor(tmp_path / "gone.pt")
 

@@ -321,7 +321,8 @@ CASES = {
     ),
     "folders as archives unpack": Case(
         None,
-        [FOLDERS, "warning: copies of frames of train are in val, 1 of 1: seg_val/seg_val/cat/1.png",
+        [FOLDERS,
+         "warning: copies of frames of train are in val, 1 of 1: seg_val/seg_val/cat/1.png",
          "classes: cat 2, dog 2", "val has no frame of dog"],
         {"seg_train/seg_train/cat/1.png": "cat", "seg_train/seg_train/dog/1.png": "dog",
          "seg_train/seg_train/dog/2.png": "dog"},

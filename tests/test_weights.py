@@ -213,11 +213,25 @@ def test_a_file_is_recognised_and_flavour_follows(naming, tmp_path):
     assert f"unlisted file, {naming} naming" in net.weights_info
     assert "classifier dropped" in net.weights_info and str(tmp_path) in net.weights_info
     assert net.config["flavour"] == ("torchvision" if naming == "torchvision" else "tf")
+    # lukemelas has published TensorFlow's alone; timm has both.
+    is_told = "tf flavour assumed (create_model(flavour='torchvision')" in net.weights_info
+    assert is_told == (naming in ("timm", "ours"))
     assert torch.equal(net.stages[3][1].se.fc2.weight, theirs.stages[3][1].se.fc2.weight)
     given = create_model(
         "efficientnet_b0", 5, weights=str(tmp_path / "w.pth"), flavour="torchvision"
     )
     assert given.config["flavour"] == "torchvision"
+
+
+@pytest.mark.parametrize("name, flavour", [
+    ("tf_efficientnet_b0", "tf"), ("efficientnet_b0", "torchvision"),
+])  # fmt: skip
+def test_timms_own_checkpoints_say_which_function_they_are(name, flavour, tmp_path):
+    state = as_published(create_model("efficientnet_b0", 7, "linear"), "timm")
+    torch.save({"arch": name, "epoch": 3, "state_dict": state}, tmp_path / "best.pth.tar")
+    net = create_model("efficientnet_b0", 7, "linear", weights=str(tmp_path / "best.pth.tar"))
+    assert net.config["flavour"] == flavour
+    assert f"timm naming, {flavour} flavour, classifier loaded" in net.weights_info
 
 
 def test_seresnext_flavour_follows_the_naming(tmp_path):
@@ -227,6 +241,8 @@ def test_seresnext_flavour_follows_the_naming(tmp_path):
     gluon = {key.replace("head.", "fc."): value for key, value in net.state_dict().items()}
     assert weights.recognise("seresnext101", gluon) == "timm"
     assert weights.recognise("seresnext101", net.state_dict()) == "ours"
+    bare = {key: value for key, value in gluon.items() if not key.startswith("fc.")}
+    assert weights.recognise("seresnext101", bare) == "timm"  # of timm's num_classes=0
 
     halves = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in gluon.items()}
     torch.save(halves, tmp_path / "gluon.pth")
