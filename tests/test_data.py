@@ -581,6 +581,7 @@ def test_a_damaged_file_of_any_name_is_a_problem(tmp_path, name):
     damaged.write_bytes(damaged.read_bytes()[:40])
     (problem,) = problems(data.ImageFolder, folder)
     assert "cannot be read" in problem and problem.isprintable() and len(problem) < 2100
+    assert problem.count(str(folder)) == (name != LONG_NAME)
 
 
 def test_damaged_index_is_made_again(tmp_path):
