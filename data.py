@@ -14,6 +14,7 @@ Differs from the course's loader: RGB in place of BGR, levels stay uint8 until t
 
 import argparse
 import ctypes
+import filecmp
 import hashlib
 import itertools
 import json
@@ -551,7 +552,8 @@ def load(path, splits=("train", "val"), classes=None, keep=None, size=None, imag
     if problems:
         raise DataError(*dict.fromkeys(problems))
     for (a, left), (b, right) in itertools.combinations(sets.items(), 2):
-        print(_copies(a, left, b, right), end="")
+        if line := _copies(a, left, b, right):
+            print(line)
     for split, dataset in sets.items():
         if classes is not None and dataset.class_names != list(classes):
             raise DataError(f"{path} ({split}): its classes differ from the checkpoint's")
@@ -559,15 +561,23 @@ def load(path, splits=("train", "val"), classes=None, keep=None, size=None, imag
 
 
 def _copies(a, left, b, right) -> str:
-    """A line on the frames of b that are copies of frames of a, which is trained on, or ""."""
+    """A line on the frames of b that are copies, by name and bytes, of frames of a, or ""."""
     if not (isinstance(left, Listed) and isinstance(right, Listed)):
         return ""
-    is_copy = torch.isin(right.identities(), left.identities())
-    if not is_copy.any():
+    originals = {}
+    for path, identity in zip(left.paths, left.identities().tolist(), strict=True):
+        originals.setdefault(identity, []).append(path)
+
+    copies = []
+    rows = zip(right.names, right.paths, right.identities().tolist(), strict=True)
+    for name, path, identity in rows:
+        alike = originals.get(identity, [])  # they have one name, size and end
+        if any(filecmp.cmp(path, other, shallow=False) for other in alike):
+            copies.append(name)
+    if not copies:
         return ""
-    names = [right.names[i] for i in is_copy.nonzero().flatten().tolist()]
-    line = f"warning: copies of frames of {a} are in {b}, {len(names)} of {len(right)}: "
-    return visible(line + some(names, 3)) + "\n"
+    line = f"warning: copies of frames of {a} are in {b}, {len(copies)} of {len(right)}: "
+    return visible(line + some(copies, 3))
 
 
 def _openings(path, splits, classes, images, val):
@@ -601,10 +611,11 @@ def say(listing):
 def choose_rows(listing, splits) -> dict[str, str | None]:
     """{name of a set: the split of its rows, or None for all of them}."""
     asked_for_one = len(splits) == 1 and splits[0] is not None
-    if not listing.labelled() and asked_for_one and not listing.has_splits():
+    is_whole = not (listing.labelled() or listing.has_splits())
+    if is_whole and asked_for_one and not listing.problems:
         raise DataError(
-            f"{listing.source}: has neither labels nor splits, so all of it is one – leave out "
-            f"--split {splits[0]}"
+            f"{listing.source}: has neither labels nor splits, so that --split {splits[0]} is no "
+            "part of it – leave it out"
         )
     if not listing.labelled() and not (asked_for_one and listing.has_splits()):
         return {"all": None}
@@ -658,7 +669,7 @@ def collate(samples) -> Batch:
 
 def _worker(_):
     """Stopping is the parent's: a signal to the process group must not end its workers first, and
-    a kill of the parent must not leave them: torch's look for it every five seconds alone."""
+    a kill of the parent must not leave them: torch lets them look for it every five seconds."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":

@@ -130,7 +130,9 @@ def rgb(image, name="image", shorter=None) -> np.ndarray:
     refuse_too_large(image, name)
     try:
         image = ImageOps.exif_transpose(image)  # which decodes it
-    except OSError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `opened`
         raise DataError(f"{name}: cannot be read ({error}) – replace or remove it") from None
     if image.mode == "F":
         raise DataError(f"{name}: float pixels have no agreed range – save as 8-bit")

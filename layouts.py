@@ -39,12 +39,12 @@ PATH_COLUMNS = (
     "path", "file", "filename", "file_name", "image_path", "image", "image_id", "id", "name",
     "file_path", "filepath", "fname", "image_name", "img",
 )  # fmt: skip
-LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class", "choice")
+LABEL_COLUMNS = ("labels", "label", "tags", "classes", "class")
 SPLIT_COLUMNS = ("split", "subset", "set", "data_split", "partition", "is_valid", "is_train")
 # Columns that are no classes, although they may hold 0 and 1.
 NO_CLASSES = (
-    *PATH_COLUMNS, *SPLIT_COLUMNS, "index", "fold", "difficult", "truncated", "occluded", "width",
-    "height", "file_size", "region_count", "region_id", "annotation_id", "annotator",
+    *PATH_COLUMNS, *SPLIT_COLUMNS, "index", "fold", "difficult", "width", "height", "file_size",
+    "region_count", "region_id", "annotation_id", "annotator",
 )  # fmt: skip
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
@@ -304,7 +304,7 @@ def read_table(path, images=None, classes=None) -> Listing:
             listing.rows.append(Row(where, *place, names, split))
 
     finder.note()
-    if columns.labels is not None and not listing.named:
+    if columns.labels is not None and table.lines and not (listing.named or listing.problems):
         name = table.header[columns.labels]
         listing.note(f"column {name} has no label in any row, so its images are without labels")
     _merge_rows(listing, one_label_each=columns.labels is not None)
@@ -533,12 +533,19 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
         found.append(names)
 
     labels, missing = [], Counter()
-    all_are_numbers = _are_numbers([names for names in found if not known.issuperset(names)])
+    own = [names for names in found if not known.issuperset(names)]
+    all_are_numbers = _are_numbers(own, separator)
     for (where, text), names in zip(column, found, strict=True):
         # A vector of 0 and 1 has one of them twice, and says nothing of its columns.
         wrong = any(name not in known and _is_no_name(name) for name in names)
         is_vector = len(set(names)) < len(names) and None not in map(truth, names)
-        if wrong or is_vector or (all_are_numbers and len(names) > 1):
+        if all_are_numbers and names in own and len(names) > 1:
+            listing.problems.append(
+                f"{where}: {text!r} may be numbers and no labels – write the names of classes, or "
+                "list these in classes.txt"
+            )
+            names = []
+        elif wrong or is_vector:
             listing.problems.append(
                 f"{where}: {text!r} is no list of labels – separate them by |, or list the name in "
                 "classes.txt"
@@ -555,16 +562,17 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
     return labels
 
 
-def _are_numbers(rows) -> bool:
-    """Whether all rows that have names have two or more of 0 and 1, which are vectors, or a number
-    and a 0, which are 1,0 and 2,0 with a decimal comma."""
+def _are_numbers(rows, separator) -> bool:
+    """Whether all rows that have names have two or more of 0 and 1, which are vectors; or between
+    commas a number and a 0, as 2,0 has with a decimal comma."""
     rows = [names for names in rows if set(names) - set(NO_LABEL)]
     if not rows or any(len(names) < 2 for names in rows):
         return False
     are_vectors = all(None not in map(truth, names) for names in rows)
-    return are_vectors or all(
+    have_decimals = separator == "," and all(
         len(names) == 2 and names[0].isdecimal() and set(names[1]) == {"0"} for names in rows
     )
+    return are_vectors or have_decimals
 
 
 def _refuse_other_marks(listing, where, text, marks, names):

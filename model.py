@@ -612,6 +612,7 @@ def create_model(
 
     # The weights come first, since they say which of two functions the network is to be.
     source = open_weights(arch, weights) if weights not in (None, "none") else None
+    is_assumed = bool(source) and source.is_assumed and "flavour" not in options
     if family(arch) in FLAVOURS:
         default = source.flavour if source else FLAVOURS[family(arch)][0]
         options.setdefault("flavour", default)
@@ -630,8 +631,11 @@ def create_model(
     if source:
         net.input_config |= source.input_config
         classifier = load(net, source.state, source.naming, source.path)
+        description = source.description
+        if "flavour" in options:
+            description += f", {options['flavour']} flavour{' (assumed)' if is_assumed else ''}"
         file = f"sha256 {source.sha256[:8]}, {source.path}"
-        net.weights_info = f"{source.description}, {classifier}, {file}"
+        net.weights_info = f"{description}, {classifier}, {file}"
     return net
 
 

@@ -79,10 +79,13 @@ def free_memory(group="/sys/fs/cgroup") -> int | None:
         free.append(1024 * int(fields[fields.index("MemAvailable:") + 1]))
     with suppress(OSError, ValueError):  # "max" is no limit
         limit = int(Path(group, "memory.max").read_text())
+        free.append(limit)
         used = int(Path(group, "memory.current").read_text())
         fields = Path(group, "memory.stat").read_text().split()
-        reclaimable = int(fields[fields.index("inactive_file") + 1])  # files that can be read again
-        free.append(limit - used + reclaimable)
+        # What is kept of files can be read again.
+        for name in "active_file", "inactive_file":
+            used -= int(fields[fields.index(name) + 1])
+        free.append(limit - used)
     return min(free, default=None)
 
 

@@ -525,8 +525,9 @@ class Source(NamedTuple):
     state: dict  # name -> tensor
     naming: str
     flavour: str | None  # of FLAVOURS; None: the architecture has none
+    is_assumed: bool  # whether nothing but a usual choice tells the flavour
     input_config: dict  # size (pixels), mean, std, interpolation, as far as they are known
-    description: str  # tag, where in the file, naming, flavour
+    description: str  # tag, where in the file, naming
     sha256: str
 
 
@@ -547,22 +548,20 @@ def open_weights(arch, name) -> Source:
     else:
         # A checkpoint of train.py says how its network was made and what it has seen.
         tag, naming = "unlisted file", recognise(arch, state)
-        flavour, is_assumed = flavour_of(arch, whole, naming)
+        flavour, is_assumed = flavour_of(arch, whole, state, naming)
         inputs = _dict_in(whole, "input_config")
         if inputs and (wrong := schema.fault(inputs, checkpoint.INPUT_CONFIG, "input_config")):
             raise WeightsError(f"{path}: {wrong}; correct or remove it")
 
-    description = [tag, *words, f"{naming} naming"]
-    if flavour:
-        description.append(f"{flavour} flavour")
-    if is_assumed:
-        (other,) = {*FLAVOURS[family(arch)]} - {flavour}
-        description[-1] += f" assumed (create_model(flavour={other!r}) takes it for the other)"
-    return Source(path, state, naming, flavour, inputs, ", ".join(description), digest)
+    description = ", ".join([tag, *words, f"{naming} naming"])
+    return Source(path, state, naming, flavour, is_assumed, inputs, description, digest)
 
 
-def flavour_of(arch, whole, naming):
-    """The flavour of a file of which there is no record, and whether it is an assumption."""
+def flavour_of(arch, whole, state, naming):
+    """The flavour of a file of which there is no record, and whether it is an assumption.
+
+    whole, state  what is in the file, and the state dict in that
+    """
     flavours = FLAVOURS.get(family(arch))
     if flavours is None:
         return None, False
@@ -571,13 +570,17 @@ def flavour_of(arch, whole, naming):
     given = _dict_in(whole, "config").get("flavour")
     if given in flavours:
         return given, False
-    is_timms = family(arch) == "efficientnet" and naming == "timm"
-    if is_timms and isinstance(whole.get("arch"), str):
-        return ("tf" if whole["arch"].startswith("tf_") else "torchvision"), False
+    is_timms_efficientnet = family(arch) == "efficientnet" and naming == "timm"
+    model = re.search(r"(?:^|/)(tf_)?efficientnet_(?:b\d|lite0)", str(whole.get("arch")))
+    if is_timms_efficientnet and model:
+        return ("tf" if model[1] else "torchvision"), False
 
-    # Each naming is of one flavour, but for ours and timm's EfficientNets.
+    # Each naming is of one flavour, but for ours and timm's EfficientNets; and timm's SE-ResNeXt101
+    # differs from ours in its classifier's name alone.
     flavour = flavours[1] if naming == SECOND[family(arch)] else flavours[0]
-    return flavour, naming == "ours" or is_timms
+    has_classifier = any(key.startswith("fc.") for key in state)
+    is_bare = arch == "seresnext101" and naming == "timm" and not has_classifier
+    return flavour, naming == "ours" or is_timms_efficientnet or is_bare
 
 
 def _dict_in(whole, key):

@@ -609,7 +609,7 @@ FAULTS = [
     ("files of a replaced evaluation left", "evaluate.py",
      "(folder / name).unlink(missing_ok=True)", "pass", "test_evaluate.py -k nothing_else"),
     ("an assumed flavour not said", "weights.py",
-     'return flavour, naming == "ours" or is_timms', "return flavour, False",
+     'return flavour, naming == "ours" or', "return flavour, False and",
      "test_weights.py -k flavour_follows"),
 ]  # fmt: skip
 

@@ -722,8 +722,10 @@ def test_f28_a_step_that_does_not_fit_is_told_before_it(scenes, tmp_path):
     # Of a container what it does not use is free, and so is what it has of files.
     (tmp_path / "memory.max").write_text("9000\n")
     (tmp_path / "memory.current").write_text("7000\n")
-    (tmp_path / "memory.stat").write_text("anon 4000\nfile 3000\ninactive_file 2500\n")
+    (tmp_path / "memory.stat").write_text("anon 4000\nactive_file 500\ninactive_file 2000\n")
     assert progress.free_memory(tmp_path) == 4500
+    (tmp_path / "memory.stat").write_text("")
+    assert progress.free_memory(tmp_path) == 9000
     (tmp_path / "memory.max").write_text("max\n")
     assert 4500 < progress.free_memory(tmp_path) < memory
 

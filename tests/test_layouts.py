@@ -55,13 +55,15 @@ CASES = {
                                      "val has no frame of 0, 1"],
         {"a.png": "0 1", "b.png": "0 1"}, {"c.png": ""}, "a.png b.png c.png classes.txt=0|1",
     ),
-    "an export of Label Studio": Case(
-        "annotation_id,annotator,choice,id,image,lead_time,split\n1,1,dog,7,a.png,1.5,train\n"
-        "2,1,cat,8,b.png,0.1,train\n3,1,dog,9,c.png,1,val\n",
-        ["the paths are in column image", "the labels are in column choice",
-         "ignored columns: annotation_id, annotator, id, lead_time",
-         "classes: cat 1, dog 2", "val has no frame of cat"],
-        {"a.png": "dog", "b.png": "cat"}, {"c.png": "dog"},
+    "numbers that end in 0": Case(
+        rows("1|0", "2|0", ""), ["classes: 0 2, 1 1, 2 1", "val has no frame of 0, 1, 2", ONCE],
+        {"a.png": "0 1", "b.png": "0 2"}, {"c.png": ""},
+    ),
+    "a listed class beside vectors": Case(
+        rows('"dog,cat"', '"1,0"', ""),
+        ["its labels are separated by ','", "classes: 0 1, 1 1, cat 1, dog 1",
+         "val has no frame of 0, 1, cat, dog", ONCE],
+        {"a.png": "cat dog", "b.png": "0 1"}, {"c.png": ""},
     ),
     "between |": pets(rows("dog|cat", "dog", "")),
     "between commas": pets(rows('"dog,cat"', "dog", ""), "its labels are separated by ','"),
@@ -386,6 +388,7 @@ UNLABELLED = {
 }  # fmt: skip
 
 NAMES = "separate them by |, or list the name in classes.txt"
+NUMBERS = "may be numbers and no labels – write the names of classes, or list these in classes.txt"
 BELOW = "must name a file below the CSV's folder, or --images DIR"
 REFUSED = {  # table, lines of the message, files, flags
     "two separators": (
@@ -402,17 +405,15 @@ REFUSED = {  # table, lines of the message, files, flags
     ),
     "vectors of two": (
         rows('"[1, 0]"', '"0,1"', "") + 'd.png,"[True, False]",val\n',
-        [f"D/t.csv:2: '[1, 0]' is no list of labels – {NAMES}",
-         f"D/t.csv:3: '0,1' is no list of labels – {NAMES}",
-         f"D/t.csv:5: '[True, False]' is no list of labels – {NAMES}"],
+        [f"D/t.csv:2: '[1, 0]' {NUMBERS}", f"D/t.csv:3: '0,1' {NUMBERS}",
+         f"D/t.csv:5: '[True, False]' {NUMBERS}"],
     ),
     "vectors with blanks": (
         rows("1 0 0", "dog", ""), [f"D/t.csv:2: '1 0 0' is no list of labels – {NAMES}"],
     ),
     "decimal commas": (
         "path;labels;split\na.png;1,0;train\nb.png;2,0;train\nc.png;;val\n",
-        [f"D/t.csv:2: '1,0' is no list of labels – {NAMES}",
-         f"D/t.csv:3: '2,0' is no list of labels – {NAMES}"],
+        [f"D/t.csv:2: '1,0' {NUMBERS}", f"D/t.csv:3: '2,0' {NUMBERS}"],
     ),
     "a class that cannot be written": (
         'path,"dog\n(big)",cat\na.png,1,0\nb.png,0,1\n',
@@ -692,8 +693,28 @@ def test_a_list_of_validation_frames_of_its_own(tmp_path, capsys):
 @pytest.mark.parametrize("files", ["x/train/1.png x/val/2.png", "x/1.png"])
 def test_a_split_of_frames_that_have_none_is_refused(tmp_path, files):
     fill(tmp_path, None, files)
-    with pytest.raises(data.DataError, match="has neither labels nor splits.*out --split val"):
+    with pytest.raises(data.DataError, match="has neither labels nor splits, so that --split val"):
         data.load(tmp_path / "x", ("val",))
+
+
+def test_problems_come_before_a_split_that_is_none(tmp_path):
+    fill(tmp_path, "path,labels\n../a.png,\n", "a.png")
+    with pytest.raises(data.DataError, match="must name a file below"):
+        data.load(tmp_path / "t.csv", ("val",), classes=["dog"])
+
+
+def test_frames_of_one_name_size_and_end_are_no_copies(tmp_path, capsys):
+    """A BMP ends with its upper rows, which in films are black."""
+    for name, level in (("train/dog/1.bmp", 50), ("train/dog/2.bmp", 60), ("train/cat/3.bmp", 70),
+                        ("val/dog/1.bmp", 90)):  # fmt: skip
+        image = Image.new("RGB", (40, 80), (level, level, level))
+        image.paste("black", (0, 0, 40, 40))
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / name)
+    code, said, _ = checked(tmp_path, "D", capsys)
+    assert code == 0 and "cop" not in "".join(said)
+    train, val = data.load(tmp_path).values()
+    assert val.identities().tolist()[0] in train.identities().tolist()
 
 
 def test_linked_folders_are_read_once(tmp_path, capsys):

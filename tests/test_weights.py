@@ -214,24 +214,29 @@ def test_a_file_is_recognised_and_flavour_follows(naming, tmp_path):
     assert "classifier dropped" in net.weights_info and str(tmp_path) in net.weights_info
     assert net.config["flavour"] == ("torchvision" if naming == "torchvision" else "tf")
     # lukemelas has published TensorFlow's alone; timm has both.
-    is_told = "tf flavour assumed (create_model(flavour='torchvision')" in net.weights_info
+    is_told = "tf flavour (assumed)" in net.weights_info
     assert is_told == (naming in ("timm", "ours"))
     assert torch.equal(net.stages[3][1].se.fc2.weight, theirs.stages[3][1].se.fc2.weight)
     given = create_model(
         "efficientnet_b0", 5, weights=str(tmp_path / "w.pth"), flavour="torchvision"
     )
     assert given.config["flavour"] == "torchvision"
+    assert f"{naming} naming, torchvision flavour, classifier dropped" in given.weights_info
 
 
 @pytest.mark.parametrize("name, flavour", [
     ("tf_efficientnet_b0", "tf"), ("efficientnet_b0", "torchvision"),
+    ("hf-hub:timm/tf_efficientnet_b0.aa_in1k", "tf"), ("timm/efficientnet_b0", "torchvision"),
+    ("efficientnet", "tf (assumed)"), ("mixnet", "tf (assumed)"), (3, "tf (assumed)"),
 ])  # fmt: skip
 def test_timms_own_checkpoints_say_which_function_they_are(name, flavour, tmp_path):
     state = as_published(create_model("efficientnet_b0", 7, "linear"), "timm")
     torch.save({"arch": name, "epoch": 3, "state_dict": state}, tmp_path / "best.pth.tar")
     net = create_model("efficientnet_b0", 7, "linear", weights=str(tmp_path / "best.pth.tar"))
+    flavour, _, assumed = flavour.partition(" ")
     assert net.config["flavour"] == flavour
-    assert f"timm naming, {flavour} flavour, classifier loaded" in net.weights_info
+    words = f"{flavour} flavour {assumed}".strip()
+    assert f"timm naming, {words}, classifier loaded" in net.weights_info
 
 
 def test_seresnext_flavour_follows_the_naming(tmp_path):
