@@ -266,12 +266,15 @@ RUN_FILES = ("log.jsonl", "report.csv", "curves.png", "classes.png")  # beside t
 
 def refuse_foreign(folder, names, *signs):
     """Raises CheckpointError where a folder has files of these names, which would be replaced, and
-    none of the files `signs`, one of which stands beside all that this program has written."""
+    none of the files `signs`, which are written before them."""
     there = [name for name in names if os.path.isfile(Path(folder, name))]
     if there and not any(os.path.lexists(Path(folder, sign)) for sign in signs):
+        advice = "move them away, or choose another --out"
+        if "best.pt" in there and os.path.lexists(Path(folder, "last.prev.pt")):
+            advice = "rename last.prev.pt to last.pt, or choose another --out"
         raise CheckpointError(
-            f"{folder}: has {', '.join(there)} and no {' or '.join(signs)}: what is not of this "
-            "program would be replaced – choose another --out"
+            f"{folder}: {', '.join(there)} would be replaced, as {' or '.join(signs)} is missing – "
+            f"{advice}"
         )
 
 
@@ -280,8 +283,8 @@ class Run:
 
     resume  None: the run begins; "same"; "override", which may lose the best of before
     saved   the state in last.pt, or None where a run begins
-    raises  CheckpointError: in use, holds epochs of a run though not `resume`, or files that are of
-            none, cannot be written, damaged, without the best.pt that last.pt names
+    raises  CheckpointError: in use, holds epochs of a run though not `resume`, or files of no run,
+            cannot be written, damaged, without the best.pt that last.pt names
     """
 
     def __init__(self, folder, resume=None):

@@ -313,7 +313,7 @@ def parse_args(argv=None):
     # A CPU computes in fp16 slowly, where it can at all.
     amp = "fp16" if device.startswith("cuda") else "off"
     args = argparse.Namespace(**{**DEFAULTS, "amp": amp, **given, "device": device})
-    args.checkpoints = [str(best_of(path)) for path in args.checkpoints]
+    args.checkpoints = [str(best_of(path)) if path else path for path in args.checkpoints]
 
     rules = out_of_range(args) + distributed.device_rules(device) + [
         ("threshold" in given and args.blend == "fit", "--threshold: --blend fit finds one"),
@@ -382,6 +382,8 @@ def evaluate(args, world):
     """What the command does: all members' scores, their blend, and the files of the run."""
     torch.backends.cudnn.benchmark = True
     members = open_members(args)
+    if args.out:
+        refuse_out(args.out)
     with world.in_turn():
         split, dataset = open_frames(args, members)
     print(data.describe({split: dataset}))
@@ -393,7 +395,6 @@ def evaluate(args, world):
     weights, threshold, chosen_on = read_blend(args, [member.threshold for member in members])
 
     folder = Path(args.out or Path(args.checkpoints[0]).parent / f"evaluate-{split}")
-    checkpoint.refuse_foreign(folder, EVALUATION_FILES, "predictions.csv")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -401,8 +402,9 @@ def evaluate(args, world):
 
     # From here on a signal stops all ranks after the same batch.
     world.polled = True
-    if world.rank == 0 and (folder / "predictions.csv").exists():
+    if (folder / "predictions.csv").exists():
         print(f"{folder}: the evaluation in it is replaced")
+    before = changed(folder)
 
     scores = []  # of each member, (N, C)
     for path, member in zip(args.checkpoints, members, strict=True):
@@ -440,10 +442,24 @@ def evaluate(args, world):
         names, frequency = members[0].classes, members[0].state["frequency"]
         report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)
         written += ", report.csv" + write_report(folder, report)
-    for name in EVALUATION_FILES:  # of the evaluation that this one replaces
-        if name not in written:
-            (folder / name).unlink(missing_ok=True)
     print(f"written: {folder}/{written}")
+    older = [name for name, when in changed(folder).items() if before.get(name) == when]
+    if older:
+        print(f"note: {', '.join(older)} in {folder} is of an earlier evaluation")
+
+
+def refuse_out(folder):
+    """Raises CheckpointError where something else than an evaluation would be replaced."""
+    for sign in ("last.pt", "args.json"):
+        if Path(folder, sign).exists():
+            raise checkpoint.CheckpointError(f"{folder}: is a training's – choose another --out")
+    checkpoint.refuse_foreign(folder, EVALUATION_FILES, "predictions.csv")
+
+
+def changed(folder) -> dict:
+    """When the files that an evaluation may write were changed last, in ns, as far as there are."""
+    paths = [folder / name for name in EVALUATION_FILES]
+    return {path.name: path.stat().st_mtime_ns for path in paths if path.exists()}
 
 
 def write_files(folder, args, member, dataset, probabilities, threshold) -> str:
@@ -477,7 +493,8 @@ def read_blend(args, thresholds):
             blend = json.loads(read_text(args.blend))
             if wrong := schema.fault(blend, BLEND):
                 raise ValueError(wrong)
-            given = {os.path.realpath(path): weight for path, weight in blend["weights"].items()}
+            rows = blend["weights"].items()
+            given = {os.path.realpath(best_of(path)): weight for path, weight in rows}
             paths = [os.path.realpath(path) for path in args.checkpoints]
             if wrong := schema.keys_fault(given, paths, paths, "weights"):
                 raise ValueError(wrong)

@@ -292,9 +292,21 @@ def test_a_run_without_a_finished_epoch_is_begun_anew(tmp_path, capsys):
 def test_files_that_are_of_no_run_are_not_replaced(tmp_path, name, resume):
     """A best.pt whose last.pt was removed for its size; the table that is to be trained on."""
     (tmp_path / name).write_text("mine")
-    with pytest.raises(checkpoint.CheckpointError, match=f"has {name} and no last.pt"):
+    with pytest.raises(checkpoint.CheckpointError, match=f": {name} would be replaced, as last.pt"):
         checkpoint.Run(tmp_path, resume)
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "mine"
+
+
+def test_a_best_without_its_last_is_gone_on_from_as_the_error_says(tmp_path):
+    run = checkpoint.Run(tmp_path)
+    for epoch in (1, 2):
+        run.save(state(epoch=epoch) | {"best": {"f1": 0.5, "epoch": 1}}, is_best=epoch == 1)
+    run.lock.close()
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="– rename last.prev.pt to last.pt, or"):
+        checkpoint.Run(tmp_path, "same")
+    (tmp_path / "last.prev.pt").rename(tmp_path / "last.pt")
+    assert checkpoint.Run(tmp_path, "same").saved["epoch"] == 1
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_begun_anew(tmp_path):

@@ -590,7 +590,11 @@ def test_a_runs_folder_means_its_best(pets, tmp_path):
     files = [str(tmp_path / name / "best.pt") for name in "ab"]
     given = ["--blend", str(tmp_path / "o/blend.json"), "--out", str(tmp_path / "p")]
     assert evaluate.main([*files, *given, *flags]) == 0
-    assert list(json.loads((tmp_path / "o/blend.json").read_text())["weights"]) == files
+    blend = json.loads((tmp_path / "o/blend.json").read_text())
+    assert list(blend["weights"]) == files
+    blend["weights"] = {str(tmp_path / name): 0.5 for name in "ab"}
+    (tmp_path / "o/blend.json").write_text(json.dumps(blend))
+    assert evaluate.main([*files, *given, *flags]) == 0
 
 
 def test_an_evaluation_replaces_one_and_nothing_else(pets, tmp_path, capsys, charts):
@@ -598,17 +602,23 @@ def test_an_evaluation_replaces_one_and_nothing_else(pets, tmp_path, capsys, cha
     assert evaluated(out, pets / "run", "--data", pets / "pets.csv", "--explain", "cat") == 0
     names = {"predictions.csv", "predictions.png", "report.csv", "classes.png", "explain.png"}
     assert {path.name for path in out.iterdir()} == names
-    (out / "notes.txt").write_text("mine")
+    assert "earlier" not in capsys.readouterr().out
     assert evaluated(out, pets / "run", "--data", pets / "0.png") == 0
-    left = {"predictions.csv", "predictions.png", "notes.txt"}
-    assert {path.name for path in out.iterdir()} == left
+    older = f"note: report.csv, classes.png, explain.png in {out} is of an earlier evaluation\n"
+    assert older in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == names
+    assert evaluated(out, pets / "run", "--data", pets / "pets.csv", "--explain", "cat") == 0
+    assert "earlier" not in capsys.readouterr().out
 
     # The table that is to be scored, and what a training has written.
     shutil.copy(pets / "pets.csv", pets / "report.csv")
-    for folder, data_flag in ((pets, pets / "report.csv"), (pets / "run", pets / "pets.csv")):
+    for folder, data_flag, says in (
+        (pets, pets / "report.csv", "report.csv would be replaced, as predictions.csv is missing"),
+        (pets / "run", pets / "pets.csv", "is a training's – choose another --out"),
+    ):
         before = (folder / "report.csv").read_text()
         assert evaluated(folder, pets / "run", "--data", data_flag) == 3
-        assert "has report.csv" in capsys.readouterr().err
+        assert says in capsys.readouterr().err
         assert (folder / "report.csv").read_text() == before
         assert not (folder / "predictions.csv").exists()
     (pets / "report.csv").unlink()
