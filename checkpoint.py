@@ -270,7 +270,7 @@ def refuse_foreign(folder, names, *signs):
     there = [name for name in names if os.path.isfile(Path(folder, name))]
     if there and not any(os.path.lexists(Path(folder, sign)) for sign in signs):
         advice = "move them away, or choose another --out"
-        if "best.pt" in there and os.path.lexists(Path(folder, "last.prev.pt")):
+        if "last.prev.pt" in there:
             advice = "rename last.prev.pt to last.pt, or choose another --out"
         raise CheckpointError(
             f"{folder}: {', '.join(there)} would be replaced, as {' or '.join(signs)} is missing – "
@@ -291,7 +291,7 @@ class Run:
         self.folder = Path(folder)
         self.last, self.best = self.folder / "last.pt", self.folder / "best.pt"
         refuse_foreign(folder, RUN_FILES, "last.pt", "args.json")
-        refuse_foreign(folder, ["best.pt"], "last.pt")
+        refuse_foreign(folder, ["best.pt", "last.prev.pt"], "last.pt")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / "lock", "a+", errors="replace")  # noqa: SIM115

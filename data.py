@@ -587,6 +587,7 @@ def _openings(path, splits, classes, images, val):
             raise DataError("--images, --val: A2D has lists of its own – leave them out")
         return {split or "val": partial(A2D, path, split or "val") for split in splits}
 
+    layouts.refuse_part_of_a2d(path)
     listing = layouts.read(path, images, classes)
     if val is None:
         chosen = choose_rows(listing, splits)

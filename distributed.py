@@ -356,6 +356,8 @@ def diagnose(error, smaller):
             f"{text.partition(chr(10))[0]} – try --workers 0, fewer --workers, a smaller "
             "--batch-size, or more shared memory"
         )
+    if "Too many open files" in text:
+        return 5, "too many open files – try fewer --workers, or raise ulimit -n"
     if "DataLoader" in text:  # a worker was killed, or brought nothing in time
         return 5, f"{text} – try --workers 0, or more shared memory"
     if "No working C++ compiler" in text:

@@ -231,6 +231,17 @@ def print_scores(rows, labels):
         print(line)
 
 
+def print_with_min_labels(probabilities, labels, threshold, min_labels):
+    """A line on the decisions in predictions.csv, which the report's are not under --min-labels."""
+    if min_labels:
+        decided = metrics.decide(probabilities, threshold, min_labels)
+        p, r, f1 = (100 * score for score in metrics.precision_recall_f1(decided, labels))
+        print(
+            f"\nwith --min-labels {min_labels}, as in predictions.csv: precision {p:.1f}, recall "
+            f"{r:.1f}, F1 {f1:.1f} %; below and in report.csv, without"
+        )
+
+
 def print_predictions(names, classes, probabilities, decided):
     """A line for each of a few frames: its labels with their probabilities, or the likeliest."""
     for name, row, labels in zip(names, probabilities.tolist(), decided, strict=True):
@@ -441,6 +452,7 @@ def evaluate(args, world):
     if dataset.labels is not None:
         names, frequency = members[0].classes, members[0].state["frequency"]
         report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)
+        print_with_min_labels(probabilities, dataset.labels, threshold, args.min_labels)
         written += ", report.csv" + write_report(folder, report)
     print(f"written: {folder}/{written}")
     older = [name for name, when in changed(folder).items() if before.get(name) == when]

@@ -46,6 +46,7 @@ NO_CLASSES = (
     *PATH_COLUMNS, *SPLIT_COLUMNS, "index", "fold", "difficult", "width", "height", "file_size",
     "region_count", "region_id", "annotation_id", "annotator",
 )  # fmt: skip
+A2D_PARTS = ("videoset.csv", "clips320H", "pngs320H", "Annotations")
 SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -187,10 +188,29 @@ def leaves_root(path: str) -> bool:
 
 def find_a2d(root) -> Path | None:
     """The folder of an A2D tree at or below `root`, or None."""
-    for folder in (Path(root), Path(root) / "Release", Path(root) / "A2D"):
+    for folder in _a2d_folders(root):
         if os.path.isdir(folder / "pngs320H") and os.path.isdir(folder / "Annotations"):
             return folder
     return None
+
+
+def _a2d_folders(root):
+    return Path(root), Path(root) / "Release", Path(root) / "A2D"
+
+
+def refuse_part_of_a2d(path):
+    """Raises DataError where `path` is A2D's, and not a tree that `find_a2d` finds: its label maps
+    would be read as photographs, or its list of clips as a table."""
+    if Path(path).name == "videoset.csv":
+        raise DataError(f"{path}: is A2D's list of clips – name the folder that it is in")
+    for folder in _a2d_folders(path):
+        parts = {name for name in A2D_PARTS if os.path.lexists(folder / name)}
+        missing = [name for name in ("pngs320H", "Annotations") if name not in parts]
+        if len(parts) > 1 and missing:
+            raise DataError(
+                f"{folder}: an A2D tree without {' and '.join(missing)} – README.md says how it is "
+                "to look, and how frames are extracted"
+            )
 
 
 def read_a2d(root, split) -> tuple[list[Row], list[str], list[str]]:

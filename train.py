@@ -694,7 +694,7 @@ def train(args, world):
               "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + mark)
 
     if not saved_now:
-        raise OSError(f"{args.out}/last.pt: the last epoch is not in it – make room, then --resume")
+        raise OSError(f"{args.out}/last.pt: is of an earlier epoch – heed warnings, make room, --resume")
     report_best(run, trainer, validation)
 
 

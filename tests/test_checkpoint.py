@@ -288,7 +288,7 @@ def test_a_run_without_a_finished_epoch_is_begun_anew(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("resume", [None, "same", "override"])
-@pytest.mark.parametrize("name", ["best.pt", "report.csv", "log.jsonl"])
+@pytest.mark.parametrize("name", ["best.pt", "report.csv", "log.jsonl", "last.prev.pt"])
 def test_files_that_are_of_no_run_are_not_replaced(tmp_path, name, resume):
     """A best.pt whose last.pt was removed for its size; the table that is to be trained on."""
     (tmp_path / name).write_text("mine")

@@ -148,7 +148,16 @@ def test_a_threshold_and_a_least_number_of_labels_are_given(
             assert row["predicted"] == "|".join(shown)
         at = f"mean over images, >= {threshold:.3g} (given)"
         percent = [f"{100 * score:.1f}" for score in sklearns(predicted, labels)]
-        assert words_of_line(capsys.readouterr().out, at)[-3:] == percent
+        printed = capsys.readouterr().out
+        assert words_of_line(printed, at)[-3:] == percent
+        if "--min-labels" in flags:
+            least = flags[flags.index("--min-labels") + 1]
+            rows = table(tmp_path / "predictions.csv")
+            decided = torch.tensor([[c in row["predicted"].split("|") for c in data.CLASSES]
+                                    for row in rows])  # fmt: skip
+            p, r, f1 = (f"{100 * score:.1f}" for score in sklearns(decided, labels))
+            said = f"\nwith --min-labels {least}, as in predictions.csv: precision {p}, recall {r}"
+            assert f"{said}, F1 {f1} %; below" in printed
 
 
 REFUSED = {

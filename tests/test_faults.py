@@ -685,6 +685,13 @@ def test_f28_out_of_memory_says_what_to_try(scenes, whole, tmp_path):
     assert same(weights(whole / "last.pt"), weights(out / "last.pt"))
 
 
+def test_f29_too_many_open_files_say_what_to_try():
+    """As torch tells it where a worker's batch cannot be received."""
+    words = "Too many open files. Communication with the workers is no longer possible."
+    code, line = distributed.diagnose(RuntimeError(words), "")
+    assert code == 5 and "fewer --workers" in line and "ulimit -n" in line
+
+
 @pytest.mark.parametrize("words", [
     "CUDA error: out of memory\nCUDA kernel errors might be reported later",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",

@@ -697,6 +697,24 @@ def test_a_split_of_frames_that_have_none_is_refused(tmp_path, files):
         data.load(tmp_path / "x", ("val",))
 
 
+@pytest.mark.parametrize("files, missing", [
+    ("videoset.csv=x Annotations/col/v/1.png clips320H/v.mp4=x", "pngs320H"),
+    ("videoset.csv=x clips320H/v.mp4=x", "pngs320H and Annotations"),
+    ("videoset.csv=x pngs320H/v/1.png", "Annotations"),
+    ("Annotations/col/v/1.png clips320H/v.mp4=x", "pngs320H"),
+])
+@pytest.mark.parametrize("below", ["", "Release/", "A2D/"])
+def test_a_part_of_an_a2d_tree_is_told(tmp_path, capsys, files, missing, below):
+    """As it is unpacked, before frames are extracted: label maps are no photographs."""
+    fill(tmp_path, None, " ".join(below + file for file in files.split()))
+    code, _, err = checked(tmp_path, "D", capsys)
+    where = f"D/{below}".rstrip("/")
+    assert code == 3 and err.startswith(f"data.py: {where}: an A2D tree without {missing} – README")
+    if "videoset.csv" in files:
+        with pytest.raises(data.DataError, match="is A2D's list of clips – name the folder"):
+            data.load(tmp_path / below / "videoset.csv")
+
+
 def test_problems_come_before_a_split_that_is_none(tmp_path):
     fill(tmp_path, "path,labels\n../a.png,\n", "a.png")
     with pytest.raises(data.DataError, match="must name a file below"):
