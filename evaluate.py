@@ -381,12 +381,16 @@ def open_frames(args, members):
 
     # Of another list, frames that a network has seen are scored too well.
     if split != "train" and dataset.labels is not None:
-        own = dataset.identities()
         for path, member in zip(args.checkpoints, members, strict=True):
-            count = torch.isin(own, member.state["trained_on"]).sum()
-            if count:
-                print(f"warning: {path} was trained on {count} of these {len(dataset)} frames")
+            warn_of_seen(path, member.state["trained_on"], dataset)
     return split, dataset
+
+
+def warn_of_seen(path, trained_on, dataset):
+    """A line on the frames that a network has seen, which are scored too well."""
+    count = torch.isin(dataset.identities(), trained_on).sum()
+    if count:
+        print(f"warning: {path} was trained on {count} of these {len(dataset)} frames")
 
 
 def evaluate(args, world):

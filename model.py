@@ -593,7 +593,7 @@ ARCHITECTURES = {
 
 def create_model(
     arch, num_classes=43, head="mish", weights=None, dropout=0.5, checkpoint_activations=False,
-    **options,
+    class_names=None, **options,
 ):  # fmt: skip
     """A network of ARCHITECTURES with a head, and with published weights if asked for.
 
@@ -601,6 +601,7 @@ def create_model(
     weights   None or "none"; "imagenet": the first of WEIGHTS; a tag there; a file, in any naming
     dropout   probability, in the Mish head
     checkpoint_activations  backward computes each block again: less memory, the same result
+    class_names  what the C classes are: a classifier of other classes in the weights is left out
     options   flavour, se_pool, drop_connect, where the arch has them; None: default
     returns   net with .arch .num_features .head; .input_config: size (pixels), mean, std,
               interpolation, those of the weights; .weights_info: a line on what was loaded;
@@ -627,10 +628,15 @@ def create_model(
     net.config = {"arch": arch, "num_classes": num_classes, "head": head, "dropout": dropout}
     net.config |= options
     net.input_config = input_config(arch)
-    net.weights_info = "none: random initialisation"
+    net.weights_info, net.knows_classes = "none: random initialisation", False
     if source:
         net.input_config |= source.input_config
-        classifier = load(net, source.state, source.naming, source.path)
+        state = source.state
+        if class_names and source.class_names and source.class_names != class_names:
+            state = {key: value for key, value in state.items() if not key.startswith("head.")}
+        classifier = load(net, state, source.naming, source.path)
+        if classifier == "classifier loaded":
+            net.knows_classes = class_names is not None and source.class_names == class_names
         description = source.description
         if "flavour" in options:
             description += f", {options['flavour']} flavour{' (assumed)' if is_assumed else ''}"
@@ -679,10 +685,13 @@ def class_activation(net, images, c):
 
 @torch.no_grad()
 def set_prior_bias(net, frequency):
-    """Sets the last bias to logit(frequency), to start from the prior (Lin et al. 2017, 4.1).
+    """Sets the last bias to logit(frequency), to start from the prior (Lin et al. 2017, 4.1), but
+    for a classifier that was loaded for these very classes, and has learned its bias.
 
     frequency  (C,) in [0, 1], clipped to [1e-4, 1 - 1e-4], so that biases are within 9.3 of 0
     """
+    if net.knows_classes:
+        return
     last = net.head[-1] if isinstance(net.head, nn.Sequential) else net.head
     frequency = torch.as_tensor(frequency, dtype=torch.float64)
     last.bias.copy_(frequency.logit(eps=1e-4))

@@ -246,8 +246,7 @@ class Trainer:
         }  # fmt: skip
 
     def load(self, state, path):
-        """Go on from the checkpoint at path, whose weights net has already, with the rates of these
-        flags. raises  checkpoint.CheckpointError"""
+        """Go on from the checkpoint at path, whose weights net has; rates are of these flags."""
         restore = functools.partial(checkpoint.restore, path)
         given = state["optimizer"] or {}  # a best.pt has none, and is refused in the next line
         restore("optimizer.state", given.get("state"), self.optimizer.state_dict()["state"])
@@ -533,12 +532,12 @@ def open_data(args, world):
     return sets["train"], sets["val"]
 
 
-def open_model(args, saved, frequency, world):
+def open_model(args, saved, class_names, frequency, world):
     """(net on the device, what its inputs are): new, with published weights, or as `saved`.
 
     Rank 0 alone needs the file of the weights: the others get what it has loaded.
     """
-    options = {"checkpoint_activations": args.checkpoint_activations}
+    options = {"checkpoint_activations": args.checkpoint_activations, "class_names": class_names}
     if saved:
         net = evaluate.restored(saved, "model", Path(args.out, "last.pt"), **options)
         inputs = saved["input_config"]
@@ -569,7 +568,7 @@ def make_trainer(args, saved, training, validation, world):
     if saved:
         checkpoint.refuse_other_frames(args.out, saved, frames, training.class_names, args.resume)
     frequency = training.labels.mean(0)  # (C,) share of the training frames that have the label
-    net, inputs = open_model(args, saved, frequency, world)
+    net, inputs = open_model(args, saved, training.class_names, frequency, world)
     about = {
         "config": net.config, "input_config": inputs, "class_names": training.class_names,
         "frequency": frequency, "frames": frames, "trained_on": training.identities(),
@@ -590,6 +589,7 @@ def make_trainer(args, saved, training, validation, world):
               else "resumed before the first epoch")  # fmt: skip
         if trainer.best["epoch"] and saved["frames"]["val"] != frames["val"]:
             print("the validation frames are others, so the best epoch is looked for anew")
+            evaluate.warn_of_seen(args.out, saved["trained_on"], validation)
             trainer.best = {"f1": -1.0, "epoch": 0}
         if trainer.epochs >= args.epochs and not trainer.best["epoch"]:
             raise checkpoint.CheckpointError(f"{args.out}: no epoch is left – raise --epochs")
@@ -694,7 +694,7 @@ def train(args, world):
               "{val_f1_top1:.3f} with top-1; {seconds:.0f} s".format(**line) + mark)
 
     if not saved_now:
-        raise OSError(f"{args.out}/last.pt: is of an earlier epoch – heed warnings, make room, --resume")
+        raise OSError(f"{args.out}/last.pt: lacks the last epoch – see above, make room, --resume")
     report_best(run, trainer, validation)
 
 

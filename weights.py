@@ -527,6 +527,7 @@ class Source(NamedTuple):
     flavour: str | None  # of FLAVOURS; None: the architecture has none
     is_assumed: bool  # whether nothing but a usual choice tells the flavour
     input_config: dict  # size (pixels), mean, std, interpolation, as far as they are known
+    class_names: list | None  # of the classifier, where the file says so
     description: str  # tag, where in the file, naming
     sha256: str
 
@@ -541,20 +542,24 @@ def open_weights(arch, name) -> Source:
     whole = read(path)
     state, words = unwrap(whole, path)
 
-    is_assumed = False
+    is_assumed, class_names = False, None
     if tag:
         record = WEIGHTS[arch, tag]
         naming, flavour, inputs = record.naming, record.flavour, input_config(arch, record)
     else:
         # A checkpoint of train.py says how its network was made and what it has seen.
         tag, naming = "unlisted file", recognise(arch, state)
+        names = whole.get("class_names")
+        class_names = names if schema.NAMES.holds(names) else None
         flavour, is_assumed = flavour_of(arch, whole, state, naming)
         inputs = _dict_in(whole, "input_config")
         if inputs and (wrong := schema.fault(inputs, checkpoint.INPUT_CONFIG, "input_config")):
             raise WeightsError(f"{path}: {wrong}; correct or remove it")
 
     description = ", ".join([tag, *words, f"{naming} naming"])
-    return Source(path, state, naming, flavour, is_assumed, inputs, description, digest)
+    return Source(
+        path, state, naming, flavour, is_assumed, inputs, class_names, description, digest
+    )
 
 
 def flavour_of(arch, whole, state, naming):

@@ -36,7 +36,7 @@ import model
 import progress
 import train
 import weights as published
-from tests import bench_step
+from tests import bench_step, plain
 from tests.processes import ended, fork, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -365,6 +365,52 @@ def test_a_resumed_run_ends_with_the_same_bits(scenes, tmp_path, name, monkeypat
     logs = [[{k: v for k, v in row.items() if k not in times} for row in log] for log in logs]
     assert logs[0] == logs[1] and [row["epoch"] for row in logs[0]] == [1, 2, 3]
     assert same(weights(tmp_path / "whole/best.pt"), weights(tmp_path / "killed/best.pt"))
+
+
+@pytest.mark.parametrize("head", ["mish", "linear"])
+@pytest.mark.parametrize("classes", ["cat|dog", "dog|cat", "cat|cow"])
+def test_a_classifier_goes_on_with_its_own_classes(tmp_path, head, classes, capsys):
+    """Its bias too, which otherwise is the prior; of classes in another order it is left out."""
+    colours = ((40, 40), (0, 0, 250), "cat"), ((40, 40), (250, 0, 0), "dog")
+    rows = [(*picture, split) for split in ("train", "val") for picture in 3 * colours]
+    own = plain.own_csv(tmp_path / "own", ["cat", "dog"], rows)
+    flags = f"--augment none --optimizer adamw --lr 0.01 --head {head} --epochs".split()
+    assert run(own, tmp_path / "a", *flags, "5") == 0
+    learned = checkpoint.load(tmp_path / "a/best.pt")["model"]
+
+    names = classes.split("|")
+    (tmp_path / "own/classes.txt").write_text("\n".join(names))
+    table = own.read_text().replace("dog", "cow") if "cow" in names else own.read_text()
+    own.write_text(table)
+    capsys.readouterr()
+    frozen = ["1", "--lr", "1e-12", "--weight-decay", "0", "--freeze-bn"]
+    weights_flag = ["--weights", str(tmp_path / "a/best.pt")]
+    assert run(own, tmp_path / "b", *flags, *frozen, *weights_flag) == 0
+    begun = checkpoint.load(tmp_path / "b/last.pt")["model"]
+    is_same = classes == "cat|dog"
+    said = "classifier loaded" if is_same else "classifier absent"
+    assert said in capsys.readouterr().out
+    for key in learned:
+        if key.startswith("head."):
+            assert torch.allclose(begun[key], learned[key], atol=1e-6) == is_same, key
+        else:
+            assert torch.allclose(begun[key], learned[key], atol=1e-6)
+
+
+def test_frames_trained_on_before_are_told_in_a_resume(tmp_path, capsys):
+    rows = [((40, 40), (10 * i, 0, 250), "cat dog".split()[i % 2], "train") for i in range(12)]
+    own = plain.own_csv(tmp_path / "own", ["cat", "dog"], rows)
+    text = own.read_text()
+    for first in (0, 6):
+        lines = text.splitlines()
+        for i in range(first, first + 6):
+            lines[1 + i] = lines[1 + i].replace(",train", ",val")
+        own.write_text("\n".join(lines))
+        flags = ["--augment", "none", "--t-max", "9", "--epochs", "1" if first == 0 else "2"]
+        resume = ["--resume", "override"] if first else []
+        assert run(own, tmp_path / "run", *flags, *resume) == 0
+        told = f"warning: {tmp_path / 'run'} was trained on 6 of these 6 frames"
+        assert (told in capsys.readouterr().out) == bool(first)
 
 
 def test_an_overridden_resume_trains_with_the_new_flags(scenes, tmp_path):
