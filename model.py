@@ -605,7 +605,9 @@ def create_model(
     options   flavour, se_pool, drop_connect, where the arch has them; None: default
     returns   net with .arch .num_features .head; .input_config: size (pixels), mean, std,
               interpolation, those of the weights; .weights_info: a line on what was loaded;
-              .config: create_model(**net.config) is the same net with random weights
+              .trained_on: by which frames, and .knows_classes: whether the classifier is for
+              class_names, of a checkpoint of train.py; .config: create_model(**net.config) is the
+              same net with random weights
     raises    ValueError naming the choices; WeightsError
     """
     options = {option: value for option, value in options.items() if value is not None}
@@ -629,8 +631,10 @@ def create_model(
     net.config |= options
     net.input_config = input_config(arch)
     net.weights_info, net.knows_classes = "none: random initialisation", False
+    net.trained_on = torch.empty(0, dtype=torch.int64)
     if source:
         net.input_config |= source.input_config
+        net.trained_on = source.trained_on
         state = source.state
         if class_names and source.class_names and source.class_names != class_names:
             state = {key: value for key, value in state.items() if not key.startswith("head.")}

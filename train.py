@@ -62,8 +62,7 @@ class Diverged(RuntimeError):
     exit_code = 4
 
     def __init__(self, what, args):
-        last = Path(args.out) / "last.pt"
-        good = f"; {last} is of the last good epoch, from which --resume override continues"
+        good = f"; {args.out}/last.pt is of the last good epoch: --resume override continues it"
         super().__init__(f"{what} – lower --lr{'' if args.dry_run else good}")
 
 
@@ -569,9 +568,11 @@ def make_trainer(args, saved, training, validation, world):
         checkpoint.refuse_other_frames(args.out, saved, frames, training.class_names, args.resume)
     frequency = training.labels.mean(0)  # (C,) share of the training frames that have the label
     net, inputs = open_model(args, saved, training.class_names, frequency, world)
+    seen = saved["trained_on"] if saved else net.trained_on  # by what it begins with
     about = {
         "config": net.config, "input_config": inputs, "class_names": training.class_names,
-        "frequency": frequency, "frames": frames, "trained_on": training.identities(),
+        "frequency": frequency, "frames": frames,
+        "trained_on": torch.cat([training.identities(), seen]).unique(),
     }  # fmt: skip
     trainer = Trainer(net, about, training, args, world)
     processes = f" x {world.size} processes" if world.size > 1 else ""
@@ -580,16 +581,15 @@ def make_trainer(args, saved, training, validation, world):
         f"{args.accumulate}{processes}, {epochs(args.epochs)} of {trainer.steps} steps"
     )
 
+    evaluate.warn_of_seen(args.out if saved else args.weights, seen, validation)
     if saved:
         checkpoint.refuse_other_threads(args, saved)
         trainer.load(saved, Path(args.out, "last.pt"))
-        about["trained_on"] = torch.cat([about["trained_on"], saved["trained_on"]]).unique()
         best = f", best F1 {trainer.best['f1']:.3f} of epoch {trainer.best['epoch']}"
         print(f"resumed after epoch {trainer.epochs}{best}" if trainer.epochs
               else "resumed before the first epoch")  # fmt: skip
         if trainer.best["epoch"] and saved["frames"]["val"] != frames["val"]:
             print("the validation frames are others, so the best epoch is looked for anew")
-            evaluate.warn_of_seen(args.out, saved["trained_on"], validation)
             trainer.best = {"f1": -1.0, "epoch": 0}
         if trainer.epochs >= args.epochs and not trainer.best["epoch"]:
             raise checkpoint.CheckpointError(f"{args.out}: no epoch is left – raise --epochs")

@@ -528,6 +528,7 @@ class Source(NamedTuple):
     is_assumed: bool  # whether nothing but a usual choice tells the flavour
     input_config: dict  # size (pixels), mean, std, interpolation, as far as they are known
     class_names: list | None  # of the classifier, where the file says so
+    trained_on: torch.Tensor  # (M,) int64, data.Frames.identities, as far as it says so
     description: str  # tag, where in the file, naming
     sha256: str
 
@@ -543,6 +544,7 @@ def open_weights(arch, name) -> Source:
     state, words = unwrap(whole, path)
 
     is_assumed, class_names = False, None
+    trained_on = torch.empty(0, dtype=torch.int64)
     if tag:
         record = WEIGHTS[arch, tag]
         naming, flavour, inputs = record.naming, record.flavour, input_config(arch, record)
@@ -551,6 +553,8 @@ def open_weights(arch, name) -> Source:
         tag, naming = "unlisted file", recognise(arch, state)
         names = whole.get("class_names")
         class_names = names if schema.NAMES.holds(names) else None
+        if checkpoint.RULES["trained_on"].holds(whole.get("trained_on")):
+            trained_on = whole["trained_on"]
         flavour, is_assumed = flavour_of(arch, whole, state, naming)
         inputs = _dict_in(whole, "input_config")
         if inputs and (wrong := schema.fault(inputs, checkpoint.INPUT_CONFIG, "input_config")):
@@ -558,7 +562,8 @@ def open_weights(arch, name) -> Source:
 
     description = ", ".join([tag, *words, f"{naming} naming"])
     return Source(
-        path, state, naming, flavour, is_assumed, inputs, class_names, description, digest
+        path, state, naming, flavour, is_assumed, inputs, class_names, trained_on, description,
+        digest,
     )
 
 

@@ -397,7 +397,9 @@ def test_a_classifier_goes_on_with_its_own_classes(tmp_path, head, classes, caps
             assert torch.allclose(begun[key], learned[key], atol=1e-6)
 
 
-def test_frames_trained_on_before_are_told_in_a_resume(tmp_path, capsys):
+@pytest.mark.parametrize("begins", ["resume", "weights"])
+def test_frames_trained_on_before_are_told(begins, tmp_path, capsys):
+    """In a resume and where it begins with such a network; evaluate.py knows it of both."""
     rows = [((40, 40), (10 * i, 0, 250), "cat dog".split()[i % 2], "train") for i in range(12)]
     own = plain.own_csv(tmp_path / "own", ["cat", "dog"], rows)
     text = own.read_text()
@@ -407,10 +409,18 @@ def test_frames_trained_on_before_are_told_in_a_resume(tmp_path, capsys):
             lines[1 + i] = lines[1 + i].replace(",train", ",val")
         own.write_text("\n".join(lines))
         flags = ["--augment", "none", "--t-max", "9", "--epochs", "1" if first == 0 else "2"]
-        resume = ["--resume", "override"] if first else []
-        assert run(own, tmp_path / "run", *flags, *resume) == 0
-        told = f"warning: {tmp_path / 'run'} was trained on 6 of these 6 frames"
+        out = known = tmp_path / "run"
+        if first and begins == "resume":
+            flags += ["--resume", "override"]
+        if first and begins == "weights":
+            out, known = tmp_path / "tuned", tmp_path / "run/best.pt"
+            flags += ["--weights", str(known)]
+        assert run(own, out, *flags) == 0
+        told = f"warning: {known} was trained on 6 of these 6 frames"
         assert (told in capsys.readouterr().out) == bool(first)
+    flags = ["--data", str(own), "--device", "cpu", "--workers", "0"]
+    assert evaluate.main([str(out / "last.pt"), *flags]) == 0
+    assert f"{out}/last.pt was trained on 6 of these 6 frames" in capsys.readouterr().out
 
 
 def test_an_overridden_resume_trains_with_the_new_flags(scenes, tmp_path):
