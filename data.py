@@ -793,6 +793,7 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing can be lost: Ctrl-C needs no words
     if sys.stdout:
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a name's letters
     sys.exit(main())

@@ -440,4 +440,6 @@ if __name__ == "__main__":
         generate(args.out, args.train, args.val, args.seed, args.hint)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:  # what was drawn is removed
+        raise SystemExit(130) from None
     print(f"written: {args.out}, {args.train} training and {args.val} validation frames")

@@ -216,10 +216,11 @@ def device_rules(device):
     is_missing = on_cuda and not torch.cuda.is_available()
     gpus = torch.cuda.device_count() if on_cuda else 0
     beyond = named and int(named[2] or 0) >= gpus > 0
+    each = ", and torchrun's processes take one each" if ranks() > 1 else ""
     return [
         (not named, "--device: is cpu, cuda or cuda:N"),
         (is_missing, f"--device {device}: no CUDA here"),
-        (beyond, f"--device {device}: the last GPU here is cuda:{gpus - 1}"),
+        (beyond, f"--device {device}: the last GPU here is cuda:{gpus - 1}{each}"),
     ]
 
 

@@ -314,3 +314,12 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
 def test_command_line(tmp_path):
     assert ended(script("demo.py", tmp_path / "log")) == 2
     assert "OUT" in (tmp_path / "log").read_text()
+
+
+def test_ctrl_c_leaves_neither_words_nor_scenes(tmp_path):
+    log = tmp_path / "log"
+    process = script("demo.py", log, tmp_path / "scenes", "--train", "5000")
+    wait_until((tmp_path / ".scenes.part/Annotations/col").exists)
+    os.kill(process, signal.SIGINT)
+    assert ended(process) == 130 and log.read_text() == ""
+    assert {path.name for path in tmp_path.iterdir()} <= {"log", ".scenes.lock"}

@@ -254,6 +254,10 @@ def test_a_gpu_that_is_not_there_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("cuda:2", "cuda:256"):
         assert f"{name}: the last GPU here is cuda:1" in usage(capsys, "--device", name)
+    with monkeypatch.context() as torchrun:
+        for name, value in (("RANK", "2"), ("LOCAL_RANK", "2"), ("WORLD_SIZE", "3")):
+            torchrun.setenv(name, value)
+        assert "cuda:2: the last GPU here is cuda:1, and torchrun's processes" in usage(capsys)
     for name in ("cuda:01", "cuda:1000", "cuda:-1", "gpu"):
         assert "is cpu, cuda or cuda:N" in usage(capsys, "--device", name)
     for name in ("cuda", "cuda:1", "cpu"):
