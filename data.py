@@ -789,11 +789,12 @@ def main(argv=None) -> int:
     except (DataError, MemoryError) as failure:
         print(f"data.py: {visible(str(failure))}", file=sys.stderr)
         return 3 if isinstance(failure, DataError) else 5
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing can be lost: Ctrl-C needs no words
     if sys.stdout:
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a name's letters
     sys.exit(main())

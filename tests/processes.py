@@ -50,6 +50,7 @@ def script(name, log, *arguments) -> int:
 
     def child():
         sys.argv = [path, *map(str, arguments)]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Python's, before a test's own
         try:
             runpy.run_path(path, run_name="__main__")
         except SystemExit as end:
