@@ -312,11 +312,11 @@ class Frames(Dataset):
             for i, (error, present, unknown) in enumerate(pool.map(look, range(len(self)))):
                 if error:
                     # It begins with the file's name, escaped as DataError does it.
-                    start = in_a_line(f"{self.paths[i]}: ", 2000)
+                    start = in_a_line(f"{self.paths[i]}: ", layouts.LONGEST_PROBLEM)
                     file = self.paths[i]
                     if self.map_paths is not None and not error.startswith(start):
                         file = self.map_paths[i]
-                        start = in_a_line(f"{file}: ", 2000)
+                        start = in_a_line(f"{file}: ", layouts.LONGEST_PROBLEM)
                     faults.append((self.where[i], file, error.removeprefix(start)))
                 result["present"] += [present] if self.map_paths else []
                 result["unknown"] += [self.map_paths[i]] if unknown else []
@@ -456,10 +456,13 @@ class Listed(Frames):
             labels = torch.zeros(len(rows), len(names))
             for row, vector in zip(rows, labels, strict=True):
                 vector[[column[name] for name in row.labels if name in column]] = 1
+        self.hashes = None
         super().__init__(names, rows, labels, None, keep, size, problems)
 
     def identities(self):
         """(N,) int64, a hash of each file's name, size and end, which a copy of it has too."""
+        if self.hashes is not None:  # they are asked for three times, and each reads all files
+            return self.hashes
         hashes = []
         for path in self.paths:
             with open(path, "rb") as file:
@@ -468,7 +471,8 @@ class Listed(Frames):
                 digest = hashlib.blake2b(file.read(), digest_size=8)
             digest.update(os.fsencode(f"{os.path.basename(path)} {size}"))
             hashes.append(int.from_bytes(digest.digest(), "big", signed=True))
-        return torch.tensor(hashes)
+        self.hashes = torch.tensor(hashes)
+        return self.hashes
 
 
 class CSVDataset(Listed):

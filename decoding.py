@@ -35,19 +35,25 @@ def opened(path, shorter=None):
     shorter  what the picture will be reduced to: of a JPEG, no more is decoded than that takes
     raises   DataError naming the file, also for what fails in the `with` block
     """
+    with _told_of(path), _source(path) as source:
+        with warnings.catch_warnings():  # Pillow warns at half of what it refuses
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(source, formats=formats())
+        with image:
+            _refuse_many_scans(image, source, path)
+            reduced = reduced_size(image.size, shorter)
+            if reduced != image.size:
+                image.draft(None, reduced)
+            # The header says how large it is, before a pixel is decoded.
+            refuse_too_large(image, path)
+            yield image
+
+
+@contextmanager
+def _told_of(path):
+    """What fails in the `with` block becomes a DataError that names the image."""
     try:
-        with _source(path) as source:
-            with warnings.catch_warnings():  # Pillow warns at half of what it refuses
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(source, formats=formats())
-            with image:
-                _refuse_many_scans(image, source, path)
-                reduced = reduced_size(image.size, shorter)
-                if reduced != image.size:
-                    image.draft(None, reduced)
-                # The header says how large it is, before a pixel is decoded.
-                refuse_too_large(image, path)
-                yield image
+        yield
     except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -128,12 +134,8 @@ def rgb(image, name="image", shorter=None) -> np.ndarray:
              over MAX_PIXELS by its header
     """
     refuse_too_large(image, name)
-    try:
+    with _told_of(name):
         image = ImageOps.exif_transpose(image)  # which decodes it
-    except MemoryError:
-        raise
-    except Exception as error:  # as in `opened`
-        raise DataError(f"{name}: cannot be read ({error}) – replace or remove it") from None
     if image.mode == "F":
         raise DataError(f"{name}: float pixels have no agreed range – save as 8-bit")
     if image.mode.startswith("I"):

@@ -233,13 +233,12 @@ def print_scores(rows, labels):
 
 def print_with_min_labels(probabilities, labels, threshold, min_labels):
     """A line on the decisions in predictions.csv, which the report's are not under --min-labels."""
-    if min_labels:
-        decided = metrics.decide(probabilities, threshold, min_labels)
-        p, r, f1 = (100 * score for score in metrics.precision_recall_f1(decided, labels))
-        print(
-            f"\nwith --min-labels {min_labels}, as in predictions.csv: precision {p:.1f}, recall "
-            f"{r:.1f}, F1 {f1:.1f} %; below and in report.csv, without"
-        )
+    decided = metrics.decide(probabilities, threshold, min_labels)
+    p, r, f1 = (100 * score for score in metrics.precision_recall_f1(decided, labels))
+    print(
+        f"\nwith --min-labels {min_labels}, as in predictions.csv: precision {p:.1f}, recall "
+        f"{r:.1f}, F1 {f1:.1f} %; below and in report.csv, without"
+    )
 
 
 def print_predictions(names, classes, probabilities, decided):
@@ -456,7 +455,8 @@ def evaluate(args, world):
     if dataset.labels is not None:
         names, frequency = members[0].classes, members[0].state["frequency"]
         report = score(probabilities, dataset.labels, names, frequency, threshold, chosen_on)
-        print_with_min_labels(probabilities, dataset.labels, threshold, args.min_labels)
+        if args.min_labels:
+            print_with_min_labels(probabilities, dataset.labels, threshold, args.min_labels)
         written += ", report.csv" + write_report(folder, report)
     print(f"written: {folder}/{written}")
     older = [name for name, when in changed(folder).items() if before.get(name) == when]

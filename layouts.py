@@ -62,6 +62,7 @@ PICTURES = (
     "PCX", "QOI", "SGI", "TGA",
 )  # fmt: skip
 LONGEST_CELL = 10_000  # characters of a path, or of all labels of a frame
+LONGEST_PROBLEM = 2000  # characters
 MAX_LISTED = 50  # problems printed one by one; the rest are counted
 
 
@@ -71,7 +72,7 @@ class DataError(ValueError):
     exit_code = 3
 
     def __init__(self, *problems: str):
-        self.problems = [in_a_line(problem, 2000) for problem in problems]
+        self.problems = [in_a_line(problem, LONGEST_PROBLEM) for problem in problems]
         lines = self.problems[:MAX_LISTED]
         if len(problems) > MAX_LISTED:
             lines.append(f"... and {len(problems) - MAX_LISTED} more")
@@ -553,13 +554,13 @@ def _labels_of_column(listing, column, known) -> list[list[str]]:
         found.append(names)
 
     labels, missing = [], Counter()
-    own = [names for names in found if not known.issuperset(names)]
-    all_are_numbers = _are_numbers(own, separator)
+    unlisted = [names for names in found if not known.issuperset(names)]
+    all_are_numbers = _are_numbers(unlisted, separator)
     for (where, text), names in zip(column, found, strict=True):
         # A vector of 0 and 1 has one of them twice, and says nothing of its columns.
         wrong = any(name not in known and _is_no_name(name) for name in names)
         is_vector = len(set(names)) < len(names) and None not in map(truth, names)
-        if all_are_numbers and names in own and len(names) > 1:
+        if all_are_numbers and len(names) > 1 and not known.issuperset(names):
             listing.problems.append(
                 f"{where}: {text!r} may be numbers and no labels – write the names of classes, or "
                 "list these in classes.txt"

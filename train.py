@@ -568,7 +568,7 @@ def make_trainer(args, saved, training, validation, world):
         checkpoint.refuse_other_frames(args.out, saved, frames, training.class_names, args.resume)
     frequency = training.labels.mean(0)  # (C,) share of the training frames that have the label
     net, inputs = open_model(args, saved, training.class_names, frequency, world)
-    seen = saved["trained_on"] if saved else net.trained_on  # by what it begins with
+    seen = saved["trained_on"] if saved else net.trained_on  # frames
     about = {
         "config": net.config, "input_config": inputs, "class_names": training.class_names,
         "frequency": frequency, "frames": frames,
